@@ -1,0 +1,125 @@
+"""What a step leaves behind: a folder whose `artifact.json` is written atomically, last.
+
+A folder without `artifact.json` is an interrupted step, whatever else it holds; a folder with one
+is complete and was proved by reloading. Its fingerprint says what it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+"""Of the run folder. Raised when an older artifact must not be taken for a current one."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row accounting of a step: `in` = `out` + `quarantined`."""
+
+    rows_in: int
+    rows_out: int
+    quarantined: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        return {"in": self.rows_in, "out": self.rows_out, "quarantined": self.quarantined}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished step.
+
+    `adapter` and `model` are folders below `path`: a PEFT adapter on `base`, or whole weights.
+    `base` is where the Transformer under the adapter was loaded from.
+    """
+
+    name: str
+    kind: str
+    path: Path
+    fingerprint: str
+    inputs: dict[str, str]
+    """Fingerprint of every artifact this one was made from, by name."""
+    base: str | None = None
+    seconds: float = 0.0
+    rows: Rows | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def adapter(self) -> Path | None:
+        folder = self.path / "adapter"
+        return folder if folder.is_dir() else None
+
+    @property
+    def model(self) -> Path | None:
+        folder = self.path / "model"
+        return folder if folder.is_dir() else None
+
+    def save(self) -> None:
+        """Writes `artifact.json`, which makes the folder complete."""
+        record = asdict(self)
+        del record["path"]
+        record["rows"] = self.rows.to_json() if self.rows else None
+        record["format"] = FORMAT_VERSION
+        write_json(self.path / "artifact.json", record)
+
+    @classmethod
+    def load(cls, path: Path) -> Artifact | None:
+        """The artifact in the folder `path`, or None if the step did not end."""
+        try:
+            record = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        if record.pop("format") != FORMAT_VERSION:
+            return None
+        rows = record.pop("rows")
+        return cls(
+            path=path,
+            rows=Rows(rows["in"], rows["out"], rows["quarantined"]) if rows else None,
+            **record,
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text atomically: a temporary file in the same folder, synced, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that change with any of `parts` (plain data, in any key order)."""
+    text = json.dumps([FORMAT_VERSION, *parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_files(files: Mapping[str, Path]) -> str:
+    """sha256 of the contents, by name in order."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(name.encode() + b"\0")
+        with files[name].open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""Where the base Transformer comes from: a hub id, a local folder, or the built-in tiny one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.config import Base, ConfigError
+from preference_data.rendering import Renderer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+TINY = {
+    "hidden_size": 160,
+    "intermediate_size": 432,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "max_position_embeddings": 1024,
+    "vocab_size": 1024,
+    "tie_word_embeddings": True,
+}
+"""Llama architecture, 1.4 M parameters."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def load_renderer(path: str, revision: str | None = None) -> Renderer:
+    """The tokenizer of a model folder or hub id, with pad distinct from the end of a sequence.
+
+    Raises ConfigError if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"base.model {path!r} has no tokenizer that can be loaded: {reason}") from None
+    return Renderer(tokenizer)
+
+
+def load_base(path: str, base: Base, device: torch.device) -> Any:
+    """The causal language model at `path`, in the configured type, without dropout.
+
+    Raises ConfigError if it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=base.revision,
+            dtype=DTYPES[base.dtype],
+            attn_implementation="sdpa" if base.attention == "auto" else base.attention,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"base.model {path!r} cannot be loaded: {reason}") from None
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.to(device)
+
+
+def build_tiny(folder: Path, base: Base, texts: list[str], seed: int) -> int:
+    """Writes a randomly initialised Llama and a tokenizer trained on `texts` into `folder`.
+
+    Returns the number of parameters. Raises ConfigError for an unknown architecture setting.
+    """
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    known = LlamaConfig().to_dict()
+    for name in base.architecture:
+        if name not in known:
+            raise ConfigError(f"base.architecture.{name} is no setting of a Llama configuration.")
+    settings: dict[str, Any] = {**TINY, **base.architecture}
+    tokenizer = train_tokenizer(texts, int(settings["vocab_size"]))
+    settings["vocab_size"] = len(tokenizer)
+    config = LlamaConfig(
+        **settings,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer trained on `texts`; pad, end and the roles are tokens of their
+    own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=special[2:],
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast

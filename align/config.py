@@ -1,0 +1,479 @@
+"""The run's configuration: YAML in, frozen models out, and every mistake named by its dotted path.
+
+Validation is pydantic's, strict and closed: an unknown key, a wrong type or a value outside its
+range is a `ConfigError` of one or two sentences. What pydantic cannot see (a step that names a
+step that does not exist, an option that would have no effect) is checked in `check_graph`.
+Neither torch nor transformers is imported here, so a typo answers at once.
+
+The steps and their settings are in `align.config_steps` and are named here as well.
+"""
+# pyright: strict
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidationInfo
+
+from align.config_errors import ConfigError, hint, sentence
+from align.config_steps import (
+    DPO,
+    GAE,
+    KL,
+    POLICY_KINDS,
+    PPO,
+    SFT,
+    AnyStep,
+    Clip,
+    DataKind,
+    DPOTrain,
+    Evaluate,
+    Export,
+    FoundPath,
+    Fraction,
+    FunctionReward,
+    Name,
+    PositiveFloat,
+    PositiveInt,
+    PPOTrain,
+    Pretrain,
+    Reward,
+    RewardTrain,
+    Section,
+    Step,
+    Train,
+    folders_of,
+    look_up,
+)
+from align.config_yaml import override, parse_yaml
+from preference_data.sources import FORMATS
+from preference_data.sources.mapping import Columns
+
+__all__ = [
+    "BUILTIN_DATA",
+    "DPO",
+    "GAE",
+    "KL",
+    "POLICY_KINDS",
+    "PPO",
+    "SFT",
+    "AnyStep",
+    "Base",
+    "Clip",
+    "Columns",
+    "Config",
+    "ConfigError",
+    "DPOTrain",
+    "Data",
+    "DataKind",
+    "Evaluate",
+    "Export",
+    "FunctionReward",
+    "Lora",
+    "PPOTrain",
+    "Pretrain",
+    "Reward",
+    "RewardTrain",
+    "Step",
+    "Tracking",
+    "Train",
+    "Wandb",
+    "World",
+    "build_config",
+    "json_schema",
+    "load_columns",
+    "load_config",
+]
+
+BUILTIN_DATA: dict[str, DataKind] = {
+    "builtin:text": "text",
+    "builtin:demonstrations": "demonstrations",
+    "builtin:labels": "preferences",
+    "builtin:prompts": "prompts",
+}
+SERVES: dict[DataKind, tuple[DataKind, ...]] = {
+    "preferences": ("preferences", "demonstrations", "prompts", "text"),
+    "demonstrations": ("demonstrations", "prompts", "text"),
+    "prompts": ("prompts", "text"),
+    "text": ("text",),
+}
+"""What rows of a kind can be used as: a preference holds a prompt and a preferred answer."""
+
+
+FORMAT_NAMES = ("auto", *FORMATS)
+
+
+def _base_model(text: str, info: ValidationInfo) -> str:
+    """A local folder as it is found, or the hub id as it stands."""
+    if text.startswith("builtin:"):
+        if text != "builtin:tiny":
+            raise ValueError("the only built-in model is builtin:tiny")
+        return text
+    folders = folders_of(info)
+    path = look_up(text, folders)
+    if path is None and folders and text.startswith((".", "/", "~")):
+        raise ValueError("there is no such folder")
+    return path or text
+
+
+def _format(name: str) -> str:
+    if name not in FORMAT_NAMES:
+        end = hint(name, FORMAT_NAMES)
+        raise ValueError(f"there is no such format{end} Formats: {', '.join(FORMAT_NAMES)}")
+    return name
+
+
+def _home(text: str) -> str:
+    return str(Path(text).expanduser())
+
+
+class Base(Section):
+    """The one Transformer under every role."""
+
+    model: Annotated[Name, AfterValidator(_base_model)] = "builtin:tiny"
+    """A hub id, a local folder, or `builtin:tiny` (random weights, tokenizer trained on the run's
+    own text)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the base's weights; adapters and heads stay in float32."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention implementation; `auto` is sdpa."""
+    architecture: dict[str, int | float | bool | str] = Field(
+        default_factory=dict[str, int | float | bool | str]
+    )
+    """For `builtin:tiny`: settings of the Llama configuration to replace, such as hidden_size."""
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        if self.model == "builtin:tiny":
+            if self.sets("revision"):
+                yield "revision", "with a built-in model"
+        elif self.sets("architecture"):
+            yield "architecture", "unless model is builtin:tiny"
+
+
+class Lora(Section):
+    """The adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: PositiveInt = 16
+    """Rank."""
+    alpha: PositiveFloat = 32.0
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input while training sft, reward and dpo; PPO always runs without,
+    or the first ratio would not be 1."""
+    target_modules: Literal["all-linear"] | tuple[Name, ...] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class Wandb(Section):
+    """Weights & Biases: one group a pipeline, one run a step."""
+
+    project: Name
+    """Project the runs go to."""
+    entity: str | None = None
+    """Team or user; the key's own by default."""
+    mode: Literal["auto", "offline", "online"] = "auto"
+    """`auto` is online when a key is present, offline otherwise."""
+
+
+class Tracking(Section):
+    """Where metrics go besides the run folder's own `metrics.jsonl`."""
+
+    wandb: Wandb | None = None
+    """null = not there."""
+
+
+class Data(Section):
+    """One source of rows. What it is read as follows from the steps that use it."""
+
+    path: FoundPath
+    """A file, a folder, a glob, or `builtin:{text,demonstrations,labels,prompts}`."""
+    format: Annotated[
+        str, AfterValidator(_format), Field(json_schema_extra={"enum": list(FORMAT_NAMES)})
+    ] = "auto"
+    """Name of a reader, or `auto` to recognise it."""
+    columns: Columns | None = None
+    """For tables: which column is the prompt, the responses, the label or the ranks."""
+    limit: PositiveInt | None = None
+    """Read only the first so many input rows."""
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the prompts held out of training, by the hash of the prompt."""
+    max_quarantined: Fraction = 0.05
+    """Share of unusable rows above which the import fails."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the rows are made rather than read."""
+        return self.path.startswith("builtin:")
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        for option in ("columns", "format"):
+            if self.built_in and self.sets(option):
+                yield option, "for built-in data"
+        if self.columns is not None and self.format not in {"auto", "table"}:
+            yield "columns", f"on the format {self.format}"
+
+
+class World(Section):
+    """Sizes of the built-in synthetic world."""
+
+    documents: PositiveInt = 6000
+    """Unlabelled texts for pretraining."""
+    demonstrations: PositiveInt = 1500
+    """Prompt and answer pairs for supervised fine-tuning."""
+    items: PositiveInt = 1000
+    """Labelled items; each is judged by one to three annotators."""
+    prompts: PositiveInt = 800
+    """Prompts for policy optimisation and evaluation."""
+
+
+class Config(Section):
+    """A whole run: one base, the data, and the steps in order."""
+
+    name: Name
+    """What the run is called; its folder belongs to this name."""
+    seed: int = 17
+    """Of everything drawn at random."""
+    output_dir: Annotated[Name, AfterValidator(_home)]
+    """The run folder, relative to the working directory."""
+    base: Base = Base()
+    lora: Lora | None = Lora()
+    """null = full fine-tuning."""
+    deepspeed: FoundPath | None = None
+    """A DeepSpeed JSON file, relative to the working directory or the configuration."""
+    tracking: Tracking = Tracking()
+    world: World = World()
+    data: dict[str, Data] = Field(default_factory=dict[str, Data])
+    """The sources of rows, by name."""
+    steps: dict[str, AnyStep]
+    """What is done, in this order; a step names the steps that it starts from."""
+
+    def run_as(self, source: str) -> DataKind:
+        """What the data source is read as: what it is, or the richest kind that a step asks of it.
+
+        Raises KeyError for a source that no step uses.
+        """
+        held = BUILTIN_DATA.get(self.data[source].path)
+        if held is not None:
+            return held
+        asked = {
+            kind
+            for step in self.steps.values()
+            for _, name, kind in step.data_used()
+            if name == source
+        }
+        for kind in SERVES:
+            if kind in asked:
+                return kind
+        raise KeyError(source)
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        if self.sets("world") and not any(data.built_in for data in self.data.values()):
+            yield "world", "because no data is built in"
+        for name, step in self.steps.items():
+            if isinstance(step, Export) and self.lora is None and step.sets("merge"):
+                yield f"steps.{name}.merge", "with lora: null, because there is no adapter"
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), *, folders: Iterable[Path] = ()
+) -> Config:
+    """Reads, overrides (`key.path=value`, the value in YAML) and checks a configuration.
+
+    Files that it names are looked for in the working directory, then beside the configuration,
+    then in `folders`. Raises ConfigError with one or two sentences for anything that is wrong.
+    """
+    path = Path(path)
+    tree = _read_mapping(path, "a configuration starts with `name: …`")
+    for text in overrides:
+        override(tree, text)
+    return build_config(tree, folders=(Path(), path.parent, *folders))
+
+
+def build_config(tree: Mapping[str, Any], *, folders: Iterable[Path] = ()) -> Config:
+    """A checked Config from a nested mapping. Raises ConfigError.
+
+    Without `folders` to look in, the files that it names are taken on trust.
+    """
+    config = _validated(TypeAdapter(Config), Config, tree, folders)
+    check_graph(config)
+    return config
+
+
+def load_columns(path: str | Path) -> Columns:
+    """The mapping of a table's columns in a YAML file of its own. Raises ConfigError."""
+    path = Path(path)
+    tree = _read_mapping(path, "a mapping of columns starts with `prompt: …`")
+    try:
+        return _validated(TypeAdapter(Columns), Columns, tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, for editors."""
+    schema = Config.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _read_mapping(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no mapping; {advice}.")
+    return cast(dict[str, Any], tree)
+
+
+Model = TypeVar("Model")
+
+
+def _validated(
+    adapter: TypeAdapter[Model], root: type, tree: Mapping[str, Any], folders: Iterable[Path] = ()
+) -> Model:
+    try:
+        # Through JSON, so that strict mode still takes a list for a tuple.
+        return adapter.validate_json(
+            json.dumps(tree),
+            strict=True,
+            by_alias=True,
+            by_name=False,
+            context={"folders": tuple(folders)},
+        )
+    except ValidationError as error:
+        raise ConfigError(sentence(error, root, tree)) from None
+    except TypeError as error:
+        raise ConfigError(
+            f"The configuration holds a value that is not plain data: {error}."
+        ) from None
+
+
+# --- what pydantic cannot see ---------------------------------------------------------------------
+
+RESERVED_NAMES = ("base", "data", "gold", "world")
+"""Names that mean something else where a step is named, or folders of the run."""
+
+
+def check_graph(config: Config) -> None:
+    """Names between sections, and options that would have no effect. Raises ConfigError."""
+    if not config.steps:
+        raise ConfigError("steps is empty; there is nothing to run.")
+    for section, names in (("steps", config.steps), ("data", config.data)):
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ConfigError(
+                    f"{section}: {name!r} is no name for a folder; use letters, digits, - and _."
+                )
+    for name, step in config.steps.items():
+        if name in RESERVED_NAMES:
+            raise ConfigError(f"steps.{name}: this name is taken; call the step something else.")
+        _check_inputs(config, name, step)
+        for option, problem in step.contradictions():
+            raise ConfigError(f"steps.{name}.{option} {problem}.")
+        _check_gold(config, name, step)
+    _check_sources(config)
+    for option, why in _ineffective(config):
+        raise ConfigError(f"{option} has no effect {why}; remove it.")
+
+
+def _check_inputs(config: Config, name: str, step: AnyStep) -> None:
+    """Each step and each data source that the step names is there, and of the kind it needs."""
+    before = list(config.steps)[: list(config.steps).index(name)]
+    for option, other, kinds in step.steps_used():
+        where = f"steps.{name}.{option}"
+        possible = [known for known in before if config.steps[known].kind in kinds]
+        possible = ["base", *possible] if "base" in kinds else possible
+        possible = [*possible, "gold"] if option.startswith("judges") else possible
+        if other in possible:
+            continue
+        choice = f"Possible here: {', '.join(possible) or 'none'}."
+        if other not in config.steps:
+            raise ConfigError(
+                f"{where} names the step {other!r}, which does not exist"
+                f"{hint(other, possible)} {choice}"
+            )
+        if other not in before:
+            raise ConfigError(
+                f"{where} names {other!r}, which does not come before {name!r}. {choice}"
+            )
+        raise ConfigError(
+            f"{where} names {other!r}, a step of kind {config.steps[other].kind}, which does not "
+            f"fit. {choice}"
+        )
+    for option, source, _ in step.data_used():
+        if source not in config.data:
+            raise ConfigError(
+                f"steps.{name}.{option} names the data {source!r}, which does not exist"
+                f"{hint(source, config.data)} Known: {', '.join(config.data) or 'none'}."
+            )
+
+
+def _check_gold(config: Config, name: str, step: AnyStep) -> None:
+    if isinstance(step, Evaluate) and "gold" in step.judges and not config.data[step.data].built_in:
+        raise ConfigError(
+            f"steps.{name}.judges names gold, which knows only the built-in world, but "
+            f"data.{step.data}.path is {config.data[step.data].path!r}."
+        )
+
+
+def _check_sources(config: Config) -> None:
+    """Each source exists, is used, and serves all that is asked of it."""
+    asked: dict[str, list[tuple[str, DataKind]]] = {source: [] for source in config.data}
+    for name, step in config.steps.items():
+        for option, source, kind in step.data_used():
+            asked[source].append((f"steps.{name}.{option}", kind))
+    for source, uses in asked.items():
+        path = config.data[source].path
+        if config.data[source].built_in and path not in BUILTIN_DATA:
+            raise ConfigError(
+                f"data.{source}.path is {path!r}{hint(path, BUILTIN_DATA)} "
+                f"Built-in data: {', '.join(BUILTIN_DATA)}."
+            )
+        if not uses:
+            used = [name for name, others in asked.items() if others]
+            raise ConfigError(
+                f"data.{source} is used by no step; remove it. Used are: "
+                f"{', '.join(used) or 'none'}."
+            )
+        held = config.run_as(source)
+        reader = FORMATS.get(config.data[source].format)
+        if reader is not None and held not in reader.readers:
+            fitting = [name for name, other in FORMATS.items() if held in other.readers]
+            raise ConfigError(
+                f"data.{source}.format is {config.data[source].format!r}, which holds no {held}. "
+                f"Possible here: {', '.join(['auto', *fitting])}."
+            )
+        for where, kind in uses:
+            if kind not in SERVES[held]:
+                raise ConfigError(
+                    f"{where} needs {kind}, but data.{source} ({path}) holds {held}. "
+                    f"Give it a data source of its own."
+                )
+
+
+def _ineffective(section: Section, where: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, why) of every option without effect in the section and those below it."""
+    for option, why in section.ineffective():
+        yield where + option, why
+    for option in type(section).model_fields:
+        value: object = getattr(section, option)
+        if isinstance(value, Section):
+            yield from _ineffective(value, f"{where}{option}.")
+        elif isinstance(value, dict):
+            for name, part in cast(dict[str, object], value).items():
+                if isinstance(part, Section):
+                    yield from _ineffective(part, f"{where}{option}.{name}.")

@@ -1,0 +1,386 @@
+"""Processes, devices and sharded optimisers: the only importer of accelerate and deepspeed.
+
+A stage asks three things of it: which rows are this rank's (`share`), everybody's results
+(`gather`), and a step of the optimiser (`Training`). Losses are sums divided by a global count, so
+gradients are summed over ranks, never averaged, and no result depends on how rows were split.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from align.config import ConfigError
+
+T = TypeVar("T")
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is not a number; the message says where."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a peak learning rate."""
+
+    parameters: list[nn.Parameter]
+    learning_rate: float
+
+
+class Engine:
+    """This process among its peers."""
+
+    def __init__(self, deepspeed: str | None = None):
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = _device(self.local_rank)
+        self.deepspeed = _read_deepspeed(deepspeed) if deepspeed else None
+        if self.deepspeed is not None:
+            _initialise_deepspeed()
+        elif self.world_size > 1:
+            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self._check_world()
+
+    def _check_world(self) -> None:
+        """Two failures are silent elsewhere: ZeRO switched off, and a world believed to be 1."""
+        if self.world_size > 1 and torch.distributed.get_world_size() != self.world_size:
+            raise RuntimeError(
+                f"{self.world_size} processes were launched, but the process group has "
+                f"{torch.distributed.get_world_size()}."
+            )
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's items: every world_size-th, so that ranks differ by one item at most."""
+        return list(items[self.rank :: self.world_size])
+
+    def gather(self, mine: Sequence[T]) -> list[T]:
+        """All ranks' items in the order that `share` took them from, on every rank."""
+        if self.world_size == 1:
+            return list(mine)
+        parts: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(parts, list(mine))
+        total = sum(len(part) for part in parts)
+        return [parts[i % self.world_size][i // self.world_size] for i in range(total)]
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Rank 0's result of `make`, on every rank. An error on rank 0 is raised on all."""
+        if self.world_size == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                box[0] = make()
+            except Exception as error:
+                box[1] = error
+        torch.distributed.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks."""
+        if self.world_size > 1:
+            values = values.clone()
+            torch.distributed.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def training(
+        self,
+        module: nn.Module,
+        groups: Sequence[ParameterGroup],
+        *,
+        total_steps: int,
+        schedule: Callable[[int, int], float],
+        max_grad_norm: float,
+        adam_epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> Training:
+        """An optimiser (AdamW) over `groups`, sharded if DeepSpeed is asked for.
+
+        `schedule(step, total_steps)` is the factor of the learning rate.
+        """
+        optimizer = torch.optim.AdamW(
+            [{"params": group.parameters, "lr": group.learning_rate} for group in groups],
+            eps=adam_epsilon,
+            weight_decay=weight_decay,
+        )
+        peaks = [group.learning_rate for group in groups]
+        kind = Training if self.deepspeed is None else DeepSpeedTraining
+        return kind(self, module, optimizer, peaks, total_steps, schedule, max_grad_norm)
+
+    def trainer_arguments(self, max_grad_norm: float) -> dict[str, Any]:
+        """What transformers' TrainingArguments must know of the processes and devices."""
+        arguments: dict[str, Any] = {"use_cpu": self.device.type == "cpu"}
+        if self.deepspeed is not None:
+            arguments["deepspeed"] = {
+                **self.deepspeed,
+                "train_batch_size": "auto",
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
+                "gradient_clipping": max_grad_norm,
+                "zero_allow_untested_optimizer": True,
+            }
+        return arguments
+
+    def forget_trainer(self) -> None:
+        """Lets the next Trainer build its own accelerator state."""
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+
+
+class Training:
+    """A module, its optimiser and its schedule, on one or many processes."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        peaks: list[float],
+        total_steps: int,
+        schedule: Callable[[int, int], float],
+        max_grad_norm: float,
+    ):
+        self.engine = engine
+        self.optimizer = optimizer
+        self.steps_done = 0
+        self._peaks = peaks
+        self._total_steps = total_steps
+        self._schedule = schedule
+        self._max_grad_norm = max_grad_norm
+        self._loss = 0.0
+        self.module: Any = module
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def learning_rates(self) -> list[float]:
+        factor = self._schedule(self.steps_done, self._total_steps)
+        return [peak * factor for peak in self._peaks]
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Adds this part of the step's loss to the gradients; `last` marks the rank's last part.
+
+        The parts of all ranks sum to the step's loss.
+        """
+        self._check(loss)
+        loss.backward()
+
+    def _check(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss is {loss.item()} at optimiser step {self.steps_done + 1}"
+            )
+
+    def step(self) -> float:
+        """Clips, steps, and forgets the gradients. Returns the gradient norm before clipping.
+
+        Raises NonFiniteError, on all ranks, when it is not a number; nothing is changed then.
+        """
+        self._sum_gradients()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm))
+        self._refuse_non_finite(norm)
+        self._set_learning_rates()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps_done += 1
+        return norm
+
+    def _sum_gradients(self) -> None:
+        if self.engine.world_size == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        torch.distributed.all_reduce(flat)
+        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+    def _refuse_non_finite(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient norm is {norm} at optimiser step {self.steps_done + 1}"
+            )
+
+    def _set_learning_rates(self) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = rate
+
+    def close(self) -> None:
+        """Frees what the optimiser holds."""
+        self.optimizer.zero_grad()
+
+
+class DeepSpeedTraining(Training):
+    """The same, with gradients and optimiser states sharded by ZeRO."""
+
+    def __init__(self, engine: Engine, module: nn.Module, optimizer: Any, *rest: Any):
+        import deepspeed
+
+        super().__init__(engine, module, optimizer, *rest)
+        assert engine.deepspeed is not None
+        settings = {
+            **engine.deepspeed,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self._max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+        }
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_without_auto(settings)
+        )
+        stage = settings.get("zero_optimization", {}).get("stage", 0)
+        if self._deepspeed.zero_optimization_stage() != stage:
+            raise RuntimeError(
+                f"ZeRO stage {stage} was asked for; DeepSpeed runs "
+                f"{self._deepspeed.zero_optimization_stage()}."
+            )
+        if self._deepspeed.world_size != engine.world_size:
+            raise RuntimeError(
+                f"DeepSpeed sees {self._deepspeed.world_size} processes of {engine.world_size}."
+            )
+        self.module = self._deepspeed
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self._check(loss)
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages gradients over ranks; the parts are to be summed.
+        self._deepspeed.backward(loss * self.engine.world_size, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        self._set_learning_rates()
+        self._deepspeed.step()
+        self.steps_done += 1
+        norm = float(self._deepspeed.get_global_grad_norm() or 0.0)
+        self._refuse_non_finite(norm)
+        return norm
+
+    def _set_learning_rates(self) -> None:
+        groups = self._deepspeed.optimizer.param_groups
+        for group, rate in zip(groups, self.learning_rates, strict=True):
+            group["lr"] = rate
+
+    def close(self) -> None:
+        self._deepspeed.destroy()
+
+
+def linear_schedule(warmup: float = 0.0) -> Callable[[int, int], float]:
+    """Rises from 0 over `warmup` steps (below 1: a share of all), then falls to 0 linearly."""
+
+    def factor(step: int, total: int) -> float:
+        rise = _warmup_steps(warmup, total)
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        return max(0.0, (total - step) / max(1, total - rise))
+
+    return factor
+
+
+def cosine_schedule(warmup: float = 0.0) -> Callable[[int, int], float]:
+    """As `linear_schedule`, falling along half a cosine."""
+
+    def factor(step: int, total: int) -> float:
+        rise = _warmup_steps(warmup, total)
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+    return factor
+
+
+def constant_schedule(warmup: float = 0.0) -> Callable[[int, int], float]:
+    """As `linear_schedule`, staying at 1."""
+    return lambda step, total: min(1.0, (step + 1) / (_warmup_steps(warmup, total) + 1))
+
+
+SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule, "constant": constant_schedule}
+
+
+def _warmup_steps(warmup: float, total: int) -> int:
+    return int(warmup) if warmup >= 1 else math.ceil(total * warmup)
+
+
+def _device(local_rank: int) -> torch.device:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def _read_deepspeed(path: str) -> dict[str, Any]:
+    """The settings in a DeepSpeed file. Raises ConfigError for what this engine cannot honour."""
+    try:
+        settings = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"deepspeed: there is no file {path!r}.") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"deepspeed: {path} is not JSON: {error}.") from None
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            raise ConfigError(
+                f"deepspeed: {path} sets {key!r}, which a step's train section sets; remove it."
+            )
+    if settings.get("zero_optimization", {}).get("stage", 0) == 3:
+        raise ConfigError(
+            f"deepspeed: {path} asks for ZeRO stage 3, which is not supported yet; use stage 1 or 2."
+        )
+    return settings
+
+
+def _initialise_deepspeed() -> None:
+    if "RANK" not in os.environ:  # a plain `python` run: without these DeepSpeed wants MPI
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(_free_port()),
+        )  # fmt: skip
+    import deepspeed
+    import deepspeed.ops
+
+    # Only inference uses this op on a CPU, but it would be compiled (80 s) at every first start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _without_auto(settings: Any) -> Any:
+    """DeepSpeed itself does not know "auto", which transformers fills in."""
+    if isinstance(settings, dict):
+        return {k: _without_auto(v) for k, v in settings.items() if v != "auto"}
+    return settings

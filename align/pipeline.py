@@ -1,0 +1,446 @@
+"""Ordered steps over one base: checked before anything loads, skipped when done, resumed when not.
+
+Importing this module loads neither torch nor transformers; running does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.artifacts import Artifact, Rows, fingerprint, hash_files, write_json
+from align.config import BUILTIN_DATA, Config, ConfigError
+
+if TYPE_CHECKING:
+    from align.engine import Engine
+
+STAGES = {
+    "pretrain": "align.stages.pretrain",
+    "sft": "align.stages.sft",
+    "reward": "align.stages.reward",
+    "dpo": "align.stages.dpo",
+    "ppo": "align.stages.ppo",
+    "evaluate": "align.stages.evaluate",
+    "export": "align.stages.export",
+}
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
+log = logging.getLogger("align")
+
+
+class StepError(RuntimeError):
+    """A step of the run that failed; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A node of the pipeline: the world, the base, a data source or a step."""
+
+    name: str
+    kind: str
+    folder: Path
+    fingerprint: str
+    inputs: dict[str, str]
+    """Fingerprints of what it is made from, by name."""
+
+    def done(self) -> Artifact | None:
+        """Its complete artifact, if it was made from the same things."""
+        artifact = Artifact.load(self.folder)
+        if artifact is None or artifact.fingerprint != self.fingerprint:
+            return None
+        return artifact
+
+    def state(self) -> tuple[str, str]:
+        """("done" | "resume" | "run", why)."""
+        artifact = Artifact.load(self.folder)
+        if artifact is None:
+            begun = self.folder.is_dir() and any(self.folder.iterdir())
+            return ("resume", "interrupted") if begun else ("run", "new")
+        if artifact.fingerprint == self.fingerprint:
+            return "done", ""
+        changed = [
+            name for name, print_ in self.inputs.items() if artifact.inputs.get(name) != print_
+        ]
+        return "run", f"{', '.join(changed)} changed" if changed else "its settings changed"
+
+
+def main_process() -> bool:
+    """Whether this process is rank 0, which alone prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Pipeline:
+    """A run: `Pipeline(load_config("configs/quickstart.yaml")).run()`."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.folder = Path(config.output_dir)
+        self._check_files()
+
+    # --- before anything loads --------------------------------------------------------------------
+
+    def _check_files(self) -> None:
+        """Raises ConfigError for a missing file, or a folder that belongs to another run."""
+        record = _read_json(self.folder / "run.json")
+        if record is not None and record.get("name") != self.config.name:
+            raise ConfigError(
+                f"output_dir {str(self.folder)!r} belongs to the run {record.get('name')!r}, not to "
+                f"{self.config.name!r}; choose another folder."
+            )
+        if record is None and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ConfigError(
+                f"output_dir {str(self.folder)!r} is not empty and holds no run; choose another "
+                f"folder."
+            )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"output_dir {str(self.folder)!r} is a file.")
+        if self.config.deepspeed and not Path(self.config.deepspeed).is_file():
+            raise ConfigError(f"deepspeed: there is no file {self.config.deepspeed!r}.")
+        for source, data in self.config.data.items():
+            if not data.path.startswith("builtin:") and not _files_of(data.path):
+                raise ConfigError(f"data.{source}.path: there is no file {data.path!r}.")
+
+    def tasks(self) -> list[Task]:
+        """Everything that a full run makes, in order, with fingerprints."""
+        config = self.config
+        made: dict[str, Task] = {}
+
+        def add(name: str, kind: str, folder: Path, own: Any, inputs: Sequence[str]) -> None:
+            prints = {other: made[other].fingerprint for other in inputs}
+            print_ = fingerprint(kind, own, prints)
+            made[name] = Task(name, kind, folder, print_, prints)
+
+        if any(data.path in BUILTIN_DATA for data in config.data.values()):
+            own = [config.world.model_dump(), config.seed, _source_hash("synthetic.py")]
+            add("world", "world", self.folder / "world", own, ())
+        for source, data in config.data.items():
+            builtin = data.path in BUILTIN_DATA
+            own = [
+                data.model_dump(exclude={"test_fraction"}),
+                config.run_as(source),
+                None if builtin else hash_files(_files_of(data.path)),
+            ]
+            folder = self.folder / "data" / source
+            add(f"data.{source}", "data", folder, own, ("world",) if builtin else ())
+        base = config.base
+        sources = [f"data.{source}" for source in config.data]
+        if base.model == "builtin:tiny":
+            add("base", "base", self.folder / "base", [base.model_dump(), config.seed], sources)
+        else:
+            own = [base.model_dump(), _folder_hash(base.model)]
+            add("base", "base", Path(base.model), own, ())
+        for name, step in config.steps.items():
+            inputs = ["base"]
+            inputs += [other for _, other, _ in step.steps_used() if other != "base"]
+            inputs += [f"data.{source}" for _, source, _ in step.data_used()]
+            fractions = {s: config.data[s].test_fraction for _, s, _ in step.data_used()}
+            lora = config.lora.model_dump() if config.lora else None
+            own = [step.model_dump(by_alias=True), lora, config.seed, fractions]
+            add(name, step.kind, self.folder / name, own, list(dict.fromkeys(inputs)))
+        return list(made.values())
+
+    def plan(self) -> list[dict[str, Any]]:
+        """What a run would do with each task, without loading anything heavy."""
+        rows: list[dict[str, Any]] = []
+        stale: set[str] = set()
+        for task in self.tasks():
+            if task.kind == "base" and not self._base_is_ours():
+                continue
+            state, reason = task.state()
+            if state == "done" and stale & set(task.inputs):
+                state, reason = "run", f"{', '.join(sorted(stale & set(task.inputs)))} will run"
+            if state != "done":
+                stale.add(task.name)
+            artifact = task.done()
+            count = artifact.rows.rows_out if artifact and artifact.rows else None
+            rows.append(
+                {"name": task.name, "kind": task.kind, "state": state, "reason": reason,
+                 "rows": count}
+            )  # fmt: skip
+        return rows
+
+    def _base_is_ours(self) -> bool:
+        return self.config.base.model == "builtin:tiny"
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        only: str | None = None,
+        start_from: str | None = None,
+        force: Sequence[str] = (),
+        until_kind: str | None = None,
+        command: str = "",
+    ) -> dict[str, Any]:
+        """Runs what is not done, and returns what `summary.json` holds.
+
+        `only` runs one step (what it stands on must be done); `start_from` runs a step and all
+        after it again; `force` runs the named steps again; `until_kind` leaves out steps that no
+        step of that kind stands on. Raises ConfigError for an unknown name, StepError when a step
+        fails.
+        """
+        self._check_names([only, start_from, *force])
+        chosen = self._chosen(only, until_kind)
+        again = set(force)
+        if start_from is not None:
+            order = list(self.config.steps)
+            again |= set(order[order.index(start_from) :])
+        if only is not None:
+            again.add(only)
+        from align.engine import Engine
+
+        started = time.monotonic()
+        engine = Engine(self.config.deepspeed)
+        try:
+            engine.from_main(lambda: self._claim(command))
+            summary: dict[str, Any] = {}
+            for task in self.tasks():
+                if task.name in self.config.steps and task.name not in chosen:
+                    continue
+                artifact, cached = self._run_task(engine, task, task.name in again, only)
+                if task.name in self.config.steps:
+                    summary[task.name] = _summary_of(artifact, cached)
+            result = {
+                "name": self.config.name,
+                "seconds": round(time.monotonic() - started, 1),
+                "steps": summary,
+            }
+            if engine.is_main:
+                self._conclude(result)
+            engine.barrier()
+            return result
+        finally:
+            engine.close()
+
+    def _check_names(self, names: Sequence[str | None]) -> None:
+        from align.config_errors import hint
+
+        for name in names:
+            if name is not None and name not in self.config.steps:
+                raise ConfigError(
+                    f"there is no step {name!r}{hint(name, self.config.steps)} "
+                    f"Steps: {', '.join(self.config.steps)}."
+                )
+
+    def _chosen(self, only: str | None, until_kind: str | None) -> set[str]:
+        if only is not None:
+            return {only}
+        if until_kind is None:
+            return set(self.config.steps)
+        wanted = [n for n, step in self.config.steps.items() if step.kind == until_kind]
+        if not wanted:
+            raise ConfigError(f"the configuration has no step of kind {until_kind}.")
+        chosen: set[str] = set()
+        while wanted:
+            name = wanted.pop()
+            chosen.add(name)
+            wanted += [
+                other for _, other, _ in self.config.steps[name].steps_used() if other != "base"
+            ]
+        return chosen
+
+    def _claim(self, command: str) -> None:
+        """Makes the run folder this run's."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "name": self.config.name,
+            "config": self.config.model_dump(mode="json", by_alias=True),
+            "command": command,
+        }
+        write_json(self.folder / "run.json", record)
+
+    def _run_task(
+        self, engine: Engine, task: Task, again: bool, only: str | None
+    ) -> tuple[Artifact, bool]:
+        """The task's artifact, and whether it was there already."""
+        done = None if again else engine.from_main(task.done)
+        if done is not None or (task.kind == "base" and not self._base_is_ours()):
+            return done or _external_base(task), True
+        if only is not None and task.name in self.config.steps and task.name != only:
+            raise ConfigError(f"{task.name} is not done; run it before --only {only}.")
+        if engine.is_main:
+            log.info("%s …", task.name)
+            if task.folder.is_dir():
+                shutil.rmtree(task.folder)
+            task.folder.mkdir(parents=True)
+        engine.barrier()
+        started = time.monotonic()
+        if task.name in self.config.steps:
+            artifact = self._run_step(engine, task)
+        else:
+            artifact = engine.from_main(lambda: self._make(task))
+        artifact = dataclasses.replace(artifact, seconds=round(time.monotonic() - started, 1))
+        if engine.is_main:
+            artifact.save()
+        engine.barrier()
+        return artifact, False
+
+    def _make(self, task: Task) -> Artifact:
+        """The world, a data source, or the built-in base; rank 0 alone comes here."""
+        config = self.config
+        rows, metrics = None, {}
+        if task.kind == "world":
+            from preference_data.synthetic import write_world
+
+            world = config.world
+            write_world(
+                task.folder, config.seed, documents_=world.documents,
+                demonstrations_=world.demonstrations, items=world.items, prompts_=world.prompts,
+            )  # fmt: skip
+        elif task.kind == "data":
+            rows = self._import(task)
+        else:
+            from align.base import build_tiny
+            from preference_data import views
+
+            texts = [
+                text for source in config.data for text in views.text(self._data_folder(source))
+            ]
+            metrics = {"parameters": float(build_tiny(task.folder, config.base, texts, config.seed))}
+        return Artifact(
+            name=task.name, kind=task.kind, path=task.folder, fingerprint=task.fingerprint,
+            inputs=task.inputs, rows=rows, metrics=metrics, seed=config.seed, versions=_versions(),
+        )  # fmt: skip
+
+    def _import(self, task: Task) -> Rows:
+        from preference_data.sources import import_data
+
+        source = task.name.removeprefix("data.")
+        data = self.config.data[source]
+        path = data.path
+        if path in BUILTIN_DATA:
+            name = path.removeprefix("builtin:")
+            suffix = "csv" if name == "labels" else "jsonl"
+            path = str(self.folder / "world" / f"{name}.{suffix}")
+        report = import_data(
+            self.config.run_as(source), path, task.folder, format=data.format,
+            columns=data.columns, limit=data.limit, max_quarantined=data.max_quarantined,
+        )  # fmt: skip
+        return Rows(report.rows_in, report.rows_out, report.rows_quarantined)
+
+    def _data_folder(self, source: str) -> Path:
+        return self.folder / "data" / source
+
+    def _run_step(self, engine: Engine, task: Task) -> Artifact:
+        from align.stage import StageContext
+        from align.tracking import make_tracker
+
+        step = self.config.steps[task.name]
+        seed = step.seed if step.seed is not None else self.config.seed
+        base = self.folder / "base" if self._base_is_ours() else self.config.base.model
+        inputs = {
+            other: _required(Artifact.load(self.folder / other), other)
+            for _, other, _ in step.steps_used()
+            if other != "base"
+        }
+        tracker = make_tracker(
+            self.config, task.name, step.kind, task.folder, task.fingerprint, engine.is_main
+        )
+        context = StageContext(
+            config=self.config, name=task.name, step=step, folder=task.folder,
+            base_path=str(base), inputs=inputs,
+            data={s: self._data_folder(s) for _, s, _ in step.data_used()},
+            engine=engine, tracker=tracker, seed=seed,
+        )  # fmt: skip
+        try:
+            result = import_module(STAGES[step.kind]).run(context)
+        except (ConfigError, KeyboardInterrupt, OSError):
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise StepError(f"step {task.name} failed: {error}") from error
+        tracker.finish(result.metrics)
+        return Artifact(
+            name=task.name, kind=step.kind, path=task.folder, fingerprint=task.fingerprint,
+            inputs=task.inputs, base=result.base, rows=result.rows, metrics=result.metrics,
+            seed=seed, versions=_versions(),
+        )  # fmt: skip
+
+    def _conclude(self, result: dict[str, Any]) -> None:
+        """`summary.json` and the report; steps that were not part of this run stay in them."""
+        from align.report import write_report
+
+        steps = dict(result["steps"])
+        for name in self.config.steps:
+            if name not in steps and (artifact := Artifact.load(self.folder / name)):
+                steps[name] = _summary_of(artifact, cached=True)
+        ordered = {name: steps[name] for name in self.config.steps if name in steps}
+        write_json(self.folder / "summary.json", {**result, "steps": ordered})
+        write_report(self.folder)
+
+
+def _required(artifact: Artifact | None, name: str) -> Artifact:
+    if artifact is None:
+        raise ConfigError(f"the step {name!r} is not done, and another needs it; run it first.")
+    return artifact
+
+
+def _external_base(task: Task) -> Artifact:
+    return Artifact(
+        name=task.name, kind="base", path=task.folder, fingerprint=task.fingerprint, inputs={}
+    )
+
+
+def _summary_of(artifact: Artifact, cached: bool) -> dict[str, Any]:
+    return {
+        "kind": artifact.kind,
+        "seconds": artifact.seconds,
+        "cached": cached,
+        "rows": artifact.rows.to_json() if artifact.rows else None,
+        "metrics": artifact.metrics,
+    }
+
+
+def _files_of(path: str) -> dict[str, Path]:
+    """The files of a file, a folder or a glob, by path; empty if there is none."""
+    place = Path(path)
+    if place.is_file():
+        return {path: place}
+    if place.is_dir():
+        return {str(file): file for file in sorted(place.rglob("*")) if file.is_file()}
+    if any(character in path for character in "*?["):
+        import glob
+
+        return {name: Path(name) for name in sorted(glob.glob(path)) if Path(name).is_file()}
+    return {}
+
+
+def _folder_hash(model: str) -> str:
+    """Content of a local model by names, sizes and times of change: weights are too big to read."""
+    place = Path(model)
+    if not place.is_dir():
+        return model
+    files = sorted(place.iterdir())
+    return fingerprint([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+
+
+def _source_hash(file: str) -> str:
+    import preference_data
+
+    return hash_files({file: Path(str(preference_data.__file__)).parent / file})
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in ("align-toolkit", *LIBRARIES):
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+

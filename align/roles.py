@@ -1,0 +1,285 @@
+"""One base Transformer in memory; policy, reference, reward and value as adapters and heads on it.
+
+With `lora: null` a role is a copy of the base instead; nothing outside this file knows which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from align.config import Lora
+from align.tensors import TokenLogprobs, token_logprobs
+from preference_data.batches import PackedBatch
+from preference_data.rendering import Renderer
+from reward_models.scalar_head import HEAD_KEY, ScalarHead, Scoring
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass
+class Role:
+    """A view on the base: which adapter (None = none), which copy (None = the base), which head."""
+
+    adapter: str | None = None
+    copy: nn.Module | None = None
+    head: ScalarHead | None = None
+
+
+class Roles(nn.Module):
+    """The base and its roles. `forward` names the computation, so that a wrapper (DeepSpeed) that
+    only knows `forward` can train any role."""
+
+    def __init__(self, base: Any, renderer: Renderer, lora: Lora | None, base_path: str):
+        super().__init__()
+        base.requires_grad_(False)
+        base.eval()
+        self.model: Any = base
+        self.copies = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self.renderer = renderer
+        self.base_path = base_path
+        self._lora = lora
+        self._roles: dict[str, Role] = {}
+
+    # --- making roles -----------------------------------------------------------------------------
+
+    def add(
+        self,
+        role: str,
+        *,
+        weights: Path | None = None,
+        trainable: bool = False,
+        head: ScalarHead | None = None,
+        fresh: bool = False,
+    ) -> None:
+        """Adds a role.
+
+        `weights` is an `adapter/` folder (or a `model/` folder under `lora: null`) to start from.
+        Without it the role is the bare base, unless `fresh` gives it a new adapter (which computes
+        what the base does until it is trained) or a copy of its own.
+        """
+        if role in self._roles:
+            raise ValueError(f"the role {role!r} exists already")
+        entry = Role(head=head)
+        if head is not None:
+            self.heads[role] = head.requires_grad_(trainable)
+        if self._lora is not None and (weights is not None or fresh):
+            entry.adapter = role
+            self._add_adapter(role, self._lora_config(weights))
+            if weights is not None:
+                self._load_adapter(role, weights)
+            self._set_trainable(role, trainable)
+        elif self._lora is None and (weights is not None or fresh):
+            own = copy.deepcopy(self.model)
+            if weights is not None:
+                own.load_state_dict(_policy_weights(weights, own))
+            entry.copy = own.requires_grad_(trainable)
+            self.copies[role] = own
+        self._roles[role] = entry
+
+    def _lora_config(self, weights: Path | None) -> LoraConfig:
+        if weights is not None:
+            config = LoraConfig.from_pretrained(str(weights))
+            config.task_type, config.modules_to_save, config.inference_mode = None, None, False
+            return config
+        assert self._lora is not None
+        targets = self._lora.target_modules
+        return LoraConfig(
+            r=self._lora.r,
+            lora_alpha=self._lora.alpha,  # type: ignore[arg-type] - peft takes a float
+            lora_dropout=self._lora.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+        )
+
+    def _add_adapter(self, role: str, config: LoraConfig) -> None:
+        if isinstance(self.model, PeftModel):
+            self.model.add_adapter(role, config)
+        else:
+            self.model = get_peft_model(self.model, config, adapter_name=role)
+
+    def _load_adapter(self, role: str, weights: Path) -> None:
+        state = load_file(weights / ADAPTER_FILE)
+        state.pop(HEAD_KEY, None)
+        result: Any = set_peft_model_state_dict(self.model, state, adapter_name=role)
+        if result.unexpected_keys:
+            raise ValueError(
+                f"{weights} does not fit {self.base_path}: unexpected {result.unexpected_keys[:3]}"
+            )
+
+    def _set_trainable(self, role: str, trainable: bool) -> None:
+        for name, parameter in self.model.named_parameters():
+            if f".{role}." in name:
+                parameter.requires_grad_(trainable)
+
+    def parameters_of(self, role: str) -> list[nn.Parameter]:
+        """The role's own parameters that are trained."""
+        entry = self._roles[role]
+        found: list[nn.Parameter] = []
+        if entry.adapter is not None:
+            found += [p for n, p in self.model.named_parameters() if f".{role}." in n]
+        if entry.copy is not None:
+            found += list(entry.copy.parameters())
+        if entry.head is not None:
+            found += list(entry.head.parameters())
+        return [parameter for parameter in found if parameter.requires_grad]
+
+    # --- computing with a role --------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def active(self, role: str) -> Iterator[Any]:
+        """The Transformer (with its language head) as the role sees it.
+
+        Only the layers' active adapter is switched: peft's `set_adapter` would also switch the
+        other adapters' `requires_grad` off.
+        """
+        entry = self._roles[role]
+        if entry.copy is not None:
+            yield entry.copy
+            return
+        if not isinstance(self.model, PeftModel):
+            yield self.model
+            return
+        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        before = [layer._active_adapter for layer in layers]
+        for layer in layers:
+            layer._active_adapter = [entry.adapter] if entry.adapter is not None else []
+        try:
+            yield self.model.get_base_model()
+        finally:
+            for layer, names in zip(layers, before, strict=True):
+                layer._active_adapter = names
+
+    def module(self, role: str) -> nn.Module:
+        """What a Trainer is given to train the role with: the copy, or the base with adapters."""
+        own = self._roles[role].copy
+        return self.model if own is None else own
+
+    def hidden(self, role: str, batch: PackedBatch) -> Tensor:
+        """[S, T, D] last hidden states."""
+        with self.active(role) as model:
+            return model.base_model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                attention_mask=batch.attention_mask(),
+                use_cache=False,
+            ).last_hidden_state
+
+    def logprobs(self, role: str, batch: PackedBatch, temperature: float = 1.0) -> TokenLogprobs:
+        """[N] log-probability and entropy of every completion token."""
+        hidden = self.hidden(role, batch).flatten(0, 1).index_select(0, batch.predict_at)
+        with self.active(role) as model:
+            return token_logprobs(
+                hidden, model.get_output_embeddings(), batch.targets, temperature
+            )
+
+    def scores(self, role: str, batch: PackedBatch) -> Tensor:
+        """[B] the role's head at the last token of every sequence."""
+        return self.head(role)(self.hidden(role, batch).flatten(0, 1)[batch.last_at])
+
+    def values(self, role: str, batch: PackedBatch) -> Tensor:
+        """[N] the role's head before every completion token: the value of the state it is drawn
+        in."""
+        return self.head(role)(self.hidden(role, batch).flatten(0, 1)[batch.predict_at])
+
+    def policy_and_values(
+        self, role: str, batch: PackedBatch, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[N] log-probabilities and entropies under `role`, and values under `value`: what a PPO
+        loss needs, in one call, so that a sharded optimiser sees one backward pass."""
+        logprobs, entropy = self.logprobs(role, batch, temperature)
+        return logprobs, entropy, self.values("value", batch)
+
+    def head(self, role: str) -> ScalarHead:
+        head = self._roles[role].head
+        if head is None:
+            raise ValueError(f"the role {role!r} has no scalar head")
+        return head
+
+    def nothing(self, role: str, batch: None = None) -> Tensor:
+        """0 with a gradient of 0 for the role: what a rank without rows adds to a step."""
+        return torch.stack([(p * 0.0).sum() for p in self.parameters_of(role)]).sum()
+
+    def forward(self, what: str, role: str, batch: Any, **settings: Any) -> Any:
+        """`self.WHAT(role, batch)`: the way in for wrappers, which know no other method."""
+        return getattr(self, what)(role, batch, **settings)
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def save(self, role: str, folder: Path, scoring: Scoring | None = None) -> Path:
+        """Writes the role below `folder`, as `adapter/` in PEFT's format or `model/`, with the
+        tokenizer; a role with a head needs its `scoring`. Returns the folder written."""
+        entry = self._roles[role]
+        target = folder / ("adapter" if entry.adapter is not None else "model")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        if entry.adapter is not None:
+            self._save_adapter(role, entry, target)
+        else:
+            self._save_model(entry, target)
+        self.renderer.tokenizer.save_pretrained(target)
+        if entry.head is not None:
+            assert scoring is not None, "a head is saved with its scoring"
+            scoring.save(target)
+        return target
+
+    def _save_adapter(self, role: str, entry: Role, target: Path) -> None:
+        state = get_peft_model_state_dict(self.model, adapter_name=role)
+        config = copy.deepcopy(self.model.peft_config[role])
+        config.task_type = "CAUSAL_LM"
+        if entry.head is not None:
+            config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+            state[HEAD_KEY] = entry.head.weight
+        config.inference_mode = True
+        config.base_model_name_or_path = self.base_path
+        empty = [name for name, tensor in state.items() if tensor.numel() == 0]
+        if empty or not state:
+            raise ValueError(f"the adapter of {role!r} would be saved empty: {empty[:3]}")
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+        save_file(tensors, target / ADAPTER_FILE, metadata={"format": "pt"})
+        config.save_pretrained(str(target))
+
+    def _save_model(self, entry: Role, target: Path) -> None:
+        model: Any = entry.copy if entry.copy is not None else self.model
+        if entry.head is not None:
+            from transformers import AutoModelForSequenceClassification
+
+            config = copy.deepcopy(model.config)
+            config.num_labels = 1
+            scorer = AutoModelForSequenceClassification.from_config(config)
+            scorer.base_model.load_state_dict(model.base_model.state_dict())
+            scorer.score.weight.data.copy_(entry.head.weight.data)
+            model = scorer
+        model.save_pretrained(target)
+
+
+def load_head(folder: Path) -> ScalarHead:
+    """The scalar head saved in an `adapter/` or `model/` folder. Raises KeyError if none is."""
+    if (folder / ADAPTER_FILE).is_file():
+        weight = load_file(folder / ADAPTER_FILE)[HEAD_KEY]
+    else:
+        weight = load_file(folder / "model.safetensors")["score.weight"]
+    head = ScalarHead(weight.shape[1])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head
+
+
+def _policy_weights(folder: Path, model: Any) -> dict[str, Tensor]:
+    """Weights of a `model/` folder for a language model; a scorer brings no language head."""
+    state = load_file(folder / "model.safetensors")
+    state.pop("score.weight", None)
+    own = model.state_dict()
+    return {name: state.get(name, tensor) for name, tensor in own.items()}

@@ -1,0 +1,183 @@
+"""Prompts and roles to a Rollout: what PPO learns from, every field with its axes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from align.engine import Engine
+from align.policy import Response, respond
+from align.roles import Roles
+from preference_data.batches import Group, PackedBatch, pack, split_by_tokens
+
+Scorer = Callable[[Sequence[Group]], list[float]]
+"""Groups of one completion each -> a score each."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response with everything known of it at sampling time; T tokens, its end included."""
+
+    group: Group
+    ended: bool
+    logprobs: tuple[float, ...]
+    """[T] under the policy that sampled it, nats"""
+    reference: tuple[float, ...]
+    """[T] under the reference, nats"""
+    values: tuple[float, ...]
+    """[T] value of the state each token was drawn in"""
+    score: float
+    """of the whole response, before any penalty"""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """All ranks' samples. Axes: B sequences, R response tokens."""
+
+    samples: tuple[Sample, ...]
+    mask: Tensor
+    """[B, R] True on the response's tokens"""
+    logprobs: Tensor
+    """[B, R] nats, 0 outside the mask"""
+    reference: Tensor
+    """[B, R] nats, 0 outside the mask"""
+    values: Tensor
+    """[B, R] 0 outside the mask"""
+    scores: Tensor
+    """[B]"""
+    ended: Tensor
+    """[B] bool"""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Rollout:
+        longest = max(len(sample.logprobs) for sample in samples)
+
+        def table(name: str) -> Tensor:
+            return torch.tensor(
+                [
+                    [*getattr(sample, name), *[0.0] * (longest - len(sample.logprobs))]
+                    for sample in samples
+                ]
+            )
+
+        lengths = torch.tensor([len(sample.logprobs) for sample in samples])
+        return cls(
+            samples=tuple(samples),
+            mask=torch.arange(longest)[None, :] < lengths[:, None],
+            logprobs=table("logprobs"),
+            reference=table("reference"),
+            values=table("values"),
+            scores=torch.tensor([sample.score for sample in samples]),
+            ended=torch.tensor([sample.ended for sample in samples]),
+        )
+
+    @property
+    def kl(self) -> Tensor:
+        """[B] log pi - log ref summed over the response (k1), nats."""
+        return (self.logprobs - self.reference).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Roller:
+    """Makes rollouts with the roles policy, reference and value, and a scorer."""
+
+    roles: Roles
+    scorer: Scorer
+    engine: Engine
+    temperature: float
+    tokens_per_forward: int
+
+    def collect(self, prompts: Sequence[tuple[int, ...]], draws: Tensor) -> Rollout:
+        """Responds to every prompt with its row of `draws` [B, max_new_tokens], over all ranks."""
+        mine = self.engine.share(range(len(prompts)))
+        samples: list[Sample] = []
+        if mine:
+            with self.roles.active("policy") as model:
+                responses = respond(
+                    model, [prompts[i] for i in mine], draws[mine], self.roles.renderer,
+                    self.temperature,
+                )  # fmt: skip
+            groups = [
+                Group(prompts[i], (response.ids,))
+                for i, response in zip(mine, responses, strict=True)
+            ]
+            samples = self._evaluate(groups, responses)
+        return Rollout.of(self.engine.gather(samples))
+
+    def _evaluate(self, groups: list[Group], responses: list[Response]) -> list[Sample]:
+        reference = packed_tokens(
+            groups,
+            lambda batch: self.roles.logprobs("reference", batch, self.temperature).logprobs,
+            self.tokens_per_forward,
+            self.engine,
+        )
+        values = packed_tokens(
+            groups,
+            lambda batch: self.roles.values("value", batch),
+            self.tokens_per_forward,
+            self.engine,
+        )
+        scores = self.scorer(groups)
+        return [
+            Sample(group, response.ended, response.logprobs, tuple(ref), tuple(value), score)
+            for group, response, ref, value, score in zip(
+                groups, responses, reference, values, scores, strict=True
+            )
+        ]
+
+
+@torch.no_grad()
+def packed_tokens(
+    groups: Sequence[Group],
+    compute: Callable[[PackedBatch], Tensor],
+    tokens: int,
+    engine: Engine,
+) -> list[list[float]]:
+    """`compute`'s [N] numbers for every sequence of `groups`, in forwards of at most `tokens`."""
+    found: list[list[float]] = []
+    for part in split_by_tokens(groups, tokens):
+        batch = pack([groups[i] for i in part]).to(engine.device)
+        flat = compute(batch).float().cpu()
+        found += [
+            piece.tolist() for piece in flat.split(torch.bincount(batch.sequence.cpu()).tolist())
+        ]
+    return found
+
+
+@torch.no_grad()
+def packed_scores(
+    roles: Roles, role: str, groups: Sequence[Group], tokens: int, engine: Engine
+) -> list[float]:
+    """The role's raw score of every sequence of `groups`, in forwards of at most `tokens`."""
+    scores: list[float] = []
+    for part in split_by_tokens(groups, tokens):
+        batch = pack([groups[i] for i in part]).to(engine.device)
+        scores += roles.scores(role, batch).float().cpu().tolist()
+    return scores
+
+
+def load_function(reference: str) -> Callable[[list[str], list[str]], list[float]]:
+    """The function that `file.py:name` names. Raises ConfigError if there is none."""
+    import importlib.util
+    from pathlib import Path
+
+    from align.config import ConfigError
+
+    path, _, name = reference.rpartition(":")
+    file = Path(path)
+    if not path or not file.is_file():
+        raise ConfigError(f"function {reference!r}: there is no file {path!r}; write file.py:name.")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function) or len(inspect.signature(function).parameters) < 2:
+        raise ConfigError(
+            f"function {reference!r}: {path} has no function {name}(prompts, completions)."
+        )
+    return function

@@ -1,0 +1,251 @@
+"""Policies against a baseline on held-out prompts: win rates, KL, lengths, and samples to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from align.artifacts import Rows
+from align.pairs import load_pairs
+from align.policy import respond, uniforms
+from align.roles import Roles, load_head
+from align.rollout import load_function, packed_scores, packed_tokens
+from align.stage import StageContext, StageResult
+from preference_data import views
+from preference_data.batches import Group
+from preference_data.records import Prompt
+from preference_data.rendering import RenderingError
+from preference_data.splits import split
+from reward_models.calibration import bootstrap_interval, correlation
+from reward_models.scalar_head import Scoring
+
+TOKENS_PER_FORWARD = 8192
+REWARD_READS_UP_TO = 1 << 30
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A policy's answer to a prompt."""
+
+    ids: tuple[int, ...]
+    text: str
+    ended: bool
+    kl: float
+    """log pi - log baseline, summed over the tokens, nats"""
+
+
+Judge = Callable[[Sequence[tuple[Prompt, tuple[int, ...]]], Sequence[Reply]], list[float]]
+"""(prompts with their ids, replies) -> a score each."""
+
+
+def run(context: StageContext) -> StageResult:
+    """1 the prompts; 2 every policy's replies with the same draws; 3 every judge's scores;
+    4 win rates with intervals; 5 the reward models' accuracy."""
+    step = context.step
+    policies = list(dict.fromkeys((step.baseline, *step.policies)))
+    roles = _make_roles(context, policies)
+    prompts, rows = _prompts(context, roles)  # 1
+    draws = uniforms(context.seed, len(prompts), step.max_new_tokens)
+    replies = {  # 2
+        policy: _replies(context, roles, policy, prompts, draws) for policy in policies
+    }
+    scores = {  # 3
+        name: {policy: judge(prompts, replies[policy]) for policy in policies}
+        for name, judge in _judges(context, roles).items()
+    }
+    metrics = _win_rates(context, scores, policies)  # 4
+    for policy in policies:
+        metrics |= _facts(policy, replies[policy])
+    metrics |= _reward_accuracy(context, roles)  # 5
+    samples = [
+        {
+            "prompt": prompt.text,
+            "policy": policy,
+            "completion": replies[policy][i].text,
+            **{name: by_policy[policy][i] for name, by_policy in scores.items()},
+        }
+        for i, (prompt, _) in enumerate(prompts)
+        for policy in policies
+    ]
+    context.tracker.log(0, metrics)
+    context.tracker.table("samples", samples)
+    return StageResult(metrics, rows=rows)
+
+
+def _make_roles(context: StageContext, policies: list[str]) -> Roles:
+    """Every policy and every reward judge on the baseline's base."""
+    step = context.step
+    roles = context.load_roles(step.baseline)
+    for name in [*policies, *(judge for judge in step.judges if isinstance(judge, str))]:
+        if name == "gold":
+            continue
+        if context.base_of(name) != roles.base_path:
+            raise RuntimeError(
+                f"{name!r} stands on {context.base_of(name)}, {step.baseline!r} on "
+                f"{roles.base_path}; one evaluation needs one base"
+            )
+        weights = context.weights_of(name)
+        is_judge = name in step.judges
+        head = load_head(weights) if is_judge and weights is not None else None
+        roles.add(name, weights=weights, head=head)
+    return roles.to(context.engine.device).eval()
+
+
+def _prompts(context: StageContext, roles: Roles):
+    """[(prompt, ids)] of the held-out side, and their account."""
+    step = context.step
+    every = views.prompts(context.data[step.data])
+    fraction = context.config.data[step.data].test_fraction
+    _, held_out = split(every, fraction, context.split_salt())
+    asked = (held_out or every)[: step.prompts]
+    found = []
+    for prompt in asked:
+        try:
+            ids = roles.renderer.prompt(prompt)
+        except RenderingError:
+            continue
+        if len(ids) <= step.max_prompt_length:
+            found.append((prompt, ids))
+    if not found:
+        raise RuntimeError(
+            f"none of the {len(asked)} held-out prompts of data.{step.data} fits into "
+            f"max_prompt_length {step.max_prompt_length}"
+        )
+    return found, Rows(len(asked), len(found), len(asked) - len(found))
+
+
+def _replies(context: StageContext, roles: Roles, policy: str, prompts, draws) -> list[Reply]:
+    step, engine = context.step, context.engine
+    mine = engine.share(range(len(prompts)))
+    replies: list[Reply] = []
+    if mine:
+        with roles.active(policy) as model:
+            responses = respond(
+                model, [prompts[i][1] for i in mine], draws[mine], roles.renderer, step.temperature
+            )
+        groups = [Group(prompts[i][1], (r.ids,)) for i, r in zip(mine, responses, strict=True)]
+        under_baseline = packed_tokens(
+            groups,
+            lambda batch: roles.logprobs(step.baseline, batch, step.temperature).logprobs,
+            TOKENS_PER_FORWARD,
+            engine,
+        )
+        replies = [
+            Reply(r.ids, roles.renderer.decode(r.ids), r.ended, sum(r.logprobs) - sum(reference))
+            for r, reference in zip(responses, under_baseline, strict=True)
+        ]
+    return engine.gather(replies)
+
+
+def _judges(context: StageContext, roles: Roles) -> dict[str, Judge]:
+    judges: dict[str, Judge] = {}
+    for judge in context.step.judges:
+        if judge == "gold":
+            judges["gold"] = _gold
+        elif isinstance(judge, str):
+            judges[judge] = _reward_judge(context, roles, judge)
+        else:
+            function = load_function(judge.function)
+            judges[judge.function.rpartition(":")[2]] = lambda prompts, replies, f=function: f(
+                [prompt.text for prompt, _ in prompts], [reply.text for reply in replies]
+            )
+    return judges
+
+
+def _gold(prompts, replies) -> list[float]:
+    from preference_data.synthetic import gold_score
+
+    return [
+        gold_score(prompt.text, reply.text)
+        for (prompt, _), reply in zip(prompts, replies, strict=True)
+    ]
+
+
+def _reward_judge(context: StageContext, roles: Roles, name: str) -> Judge:
+    weights = context.weights_of(name)
+    assert weights is not None
+    scoring = Scoring.load(weights)
+    scoring.check(roles.renderer.fingerprint(), f"the reward model {name!r}")
+
+    def judge(prompts, replies) -> list[float]:
+        engine = context.engine
+        groups = [
+            Group(ids, (reply.ids,)) for (_, ids), reply in zip(prompts, replies, strict=True)
+        ]
+        mine = engine.share(groups)
+        raw = packed_scores(roles, name, mine, TOKENS_PER_FORWARD, engine) if mine else []
+        return [(score - scoring.mean) / scoring.std for score in engine.gather(raw)]
+
+    return judge
+
+
+def _win_rates(context: StageContext, scores, policies: list[str]) -> dict[str, float]:
+    """Per judge: mean scores, and each policy's win rate over the baseline; a tie is half a win."""
+    metrics: dict[str, float] = {}
+    baseline = context.step.baseline
+    for judge, by_policy in scores.items():
+        for policy in policies:
+            metrics[f"evaluate/{judge}/score/{policy}"] = float(np.mean(by_policy[policy]))
+            if policy == baseline:
+                continue
+            gain = np.array(by_policy[policy]) - np.array(by_policy[baseline])
+            wins = np.where(gain == 0, 0.5, gain > 0)
+            low, high = bootstrap_interval(wins, context.seed, context.step.bootstrap)
+            name = f"evaluate/{judge}/win_rate/{policy}_vs_{baseline}"
+            metrics |= {name: float(wins.mean()), f"{name}_low": low, f"{name}_high": high}
+    return metrics
+
+
+def _facts(policy: str, replies: list[Reply]) -> dict[str, float]:
+    return {
+        f"evaluate/kl/{policy}": float(np.mean([reply.kl for reply in replies])),
+        f"evaluate/length/{policy}": float(np.mean([len(reply.ids) for reply in replies])),
+        f"evaluate/eos_rate/{policy}": float(np.mean([reply.ended for reply in replies])),
+    }
+
+
+def _reward_accuracy(context: StageContext, roles: Roles) -> dict[str, float]:
+    """Each reward judge on held-out pairs: against the labels, and against gold where it is known.
+
+    Pairs that gold ties are left out of its accuracy.
+    """
+    step, engine = context.step, context.engine
+    rewards = [j for j in step.judges if isinstance(j, str) and j != "gold"]
+    if step.preferences is None or not rewards:
+        return {}
+    pairs = load_pairs(context, step.preferences, roles.renderer, REWARD_READS_UP_TO).test
+    if not pairs:
+        return {}
+    gold = None
+    if "gold" in step.judges:
+        from preference_data.synthetic import gold_score
+
+        compared = [pair.comparison for pair in pairs]
+        gold = np.array(
+            [gold_score(c.prompt.text, c.chosen.text) - gold_score(c.prompt.text, c.rejected.text)
+             for c in compared]
+        )  # fmt: skip
+    metrics: dict[str, float] = {}
+    for name in rewards:
+        mine = [pair.group for pair in engine.share(pairs)]
+        flat = packed_scores(roles, name, mine, TOKENS_PER_FORWARD, engine) if mine else []
+        rows = engine.gather([(flat[at], flat[at + 1]) for at in range(0, len(flat), 2)])
+        margin = np.array([chosen - rejected for chosen, rejected in rows])
+        metrics |= _accuracy(f"evaluate/{name}/accuracy", margin > 0, context)
+        if gold is not None and (gold != 0).any():
+            decided = gold != 0
+            agree = (margin > 0) == (gold > 0)
+            metrics |= _accuracy(f"evaluate/{name}/gold_accuracy", agree[decided], context)
+            metrics[f"evaluate/{name}/gold_correlation"] = correlation(margin, gold)
+    return metrics
+
+
+def _accuracy(name: str, hits: Any, context: StageContext) -> dict[str, float]:
+    values = hits.astype(float)
+    low, high = bootstrap_interval(values, context.seed, context.step.bootstrap)
+    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+
+

@@ -1,0 +1,349 @@
+"""Proximal policy optimisation (Schulman et al. 2017) on a learned reward (Ziegler et al. 2019).
+
+Policy, reference, reward and value are roles on one base. The steps are numbered in
+`Optimiser.step`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align import losses
+from align.advantages import KLController, gae, k3, kl_shaped_rewards
+from align.artifacts import Rows
+from align.config import PPOTrain
+from align.engine import SCHEDULES, Engine, ParameterGroup, Training
+from align.policy import uniforms
+from align.proofs import prove_policy
+from align.roles import Roles, load_head
+from align.rollout import Roller, Rollout, load_function, packed_scores
+from align.stage import StageContext, StageResult
+from align.tensors import masked_mean, standardize
+from preference_data import views
+from preference_data.batches import Group, pack, split_by_tokens
+from preference_data.rendering import Rendered, RenderingError
+from preference_data.splits import split
+from reward_models.scalar_head import ScalarHead, Scoring, value_head_from
+
+SAMPLES_KEPT = 8
+"""Rows of the sample table at each of SAMPLE_TIMES evenly spaced iterations."""
+SAMPLE_TIMES = 6
+
+
+class FailedInvariant(RuntimeError):
+    """Something that must hold before the first update does not; the message says what."""
+
+
+def run(context: StageContext) -> StageResult:
+    """Optimises the policy on the training side of the prompts."""
+    step, train = context.step, context.step.train
+    roles = _make_roles(context)
+    prompts, rows = _prompts(context, roles)
+    scorer = _make_scorer(context, roles)
+    roller = Roller(roles, scorer, context.engine, train.temperature, train.tokens_per_forward)
+    optimiser = Optimiser(context.engine, roles, roller, train, context.seed)
+    metrics: dict[str, float] = {}
+    for iteration, batch in enumerate(_batches(prompts, train, context.seed), 1):
+        metrics = optimiser.step(iteration, batch)
+        context.tracker.log(iteration, metrics)
+        if iteration == 1 or iteration % max(1, train.iterations // (SAMPLE_TIMES - 1)) == 0:
+            context.tracker.table("samples", _samples(iteration, optimiser.rollout, roles))
+    optimiser.training.close()
+    if context.engine.is_main:
+        saved = roles.save("policy", context.folder)
+        group = optimiser.rollout.samples[0].group
+        row = Rendered(group.prompt, group.completions[0])
+        prove_policy(context, roles, "policy", saved, row)
+    context.engine.barrier()
+    return StageResult(metrics, rows=rows, base=roles.base_path)
+
+
+def _make_roles(context: StageContext) -> Roles:
+    """Four roles on the base under the policy; the value starts as the reward model."""
+    step = context.step
+    roles = context.load_roles(step.policy)
+    start = context.weights_of(step.policy)
+    roles.add("reference", weights=start)
+    roles.add("policy", weights=start, fresh=True, trainable=True)
+    torch.manual_seed(context.seed)
+    if isinstance(step.reward, str):
+        weights = context.weights_of(step.reward)
+        assert weights is not None
+        if context.base_of(step.reward) != roles.base_path:
+            raise RuntimeError(
+                f"the reward model {step.reward!r} stands on {context.base_of(step.reward)}, the "
+                f"policy on {roles.base_path}; both must share one base"
+            )
+        head, scoring = load_head(weights), Scoring.load(weights)
+        scoring.check(roles.renderer.fingerprint(), f"the reward model {step.reward!r}")
+        roles.add("reward", weights=weights, head=head)
+        roles.add(
+            "value", weights=weights, trainable=True, head=value_head_from(head, scoring)
+        )
+    else:
+        head = ScalarHead(roles.model.config.hidden_size, bias=True)
+        torch.nn.init.zeros_(head.weight)
+        roles.add("value", weights=start, fresh=True, trainable=True, head=head)
+    return roles.to(context.engine.device).eval()  # dropout would make the first ratio differ from 1
+
+
+def _prompts(context: StageContext, roles: Roles) -> tuple[list[tuple[int, ...]], Rows]:
+    source = context.step.data
+    every = views.prompts(context.data[source])
+    training, _ = split(every, context.config.data[source].test_fraction, context.split_salt())
+    ids: list[tuple[int, ...]] = []
+    for prompt in training:
+        try:
+            row = roles.renderer.prompt(prompt)
+        except RenderingError:
+            continue
+        if len(row) <= context.step.train.max_prompt_length:
+            ids.append(row)
+    if not ids:
+        raise RuntimeError(
+            f"no prompt of data.{source} fits into max_prompt_length "
+            f"{context.step.train.max_prompt_length}"
+        )
+    return ids, Rows(len(training), len(ids), len(training) - len(ids))
+
+
+def _batches(
+    prompts: Sequence[tuple[int, ...]], train: PPOTrain, seed: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """Prompts of each iteration, in a fresh order every pass; samples of a prompt side by side."""
+    generator = torch.Generator().manual_seed(seed)
+    queue: list[int] = []
+    for _ in range(train.iterations):
+        while len(queue) < train.prompts_per_iteration:
+            queue += torch.randperm(len(prompts), generator=generator).tolist()
+        now, queue = queue[: train.prompts_per_iteration], queue[train.prompts_per_iteration :]
+        yield [prompts[i] for i in now for _ in range(train.samples_per_prompt)]
+
+
+def _make_scorer(context: StageContext, roles: Roles):
+    """What gives a score to each group of one completion: the reward role, or a function."""
+    step, tokens = context.step, context.step.train.tokens_per_forward
+    if isinstance(step.reward, str):
+        weights = context.weights_of(step.reward)
+        assert weights is not None
+        scoring = Scoring.load(weights)
+
+        def by_model(groups: Sequence[Group]) -> list[float]:
+            raw = packed_scores(roles, "reward", groups, tokens, context.engine)
+            return [(score - scoring.mean) / scoring.std for score in raw]
+
+        return by_model
+    function = load_function(step.reward.function)
+
+    def by_function(groups: Sequence[Group]) -> list[float]:
+        decode = roles.renderer.decode
+        return function(
+            [decode(group.prompt) for group in groups],
+            [decode(group.completions[0]) for group in groups],
+        )
+
+    return by_function
+
+
+@dataclass
+class Optimiser:
+    """One PPO iteration after the other."""
+
+    engine: Engine
+    roles: Roles
+    roller: Roller
+    train: PPOTrain
+    seed: int
+    kl: KLController = field(init=False)
+    training: Training = field(init=False)
+    rollout: Rollout = field(init=False)
+
+    def __post_init__(self) -> None:
+        train = self.train
+        self.kl = KLController(train.kl.coefficient, train.kl.target, train.kl.horizon)
+        self.training = self.engine.training(
+            self.roles,
+            [
+                ParameterGroup(self.roles.parameters_of("policy"), train.learning_rate),
+                ParameterGroup(self.roles.parameters_of("value"), train.value_learning_rate),
+            ],
+            total_steps=train.iterations * train.epochs * train.minibatches,
+            schedule=SCHEDULES[train.lr_scheduler_type](),
+            max_grad_norm=train.max_grad_norm,
+            adam_epsilon=train.adam_epsilon,
+        )
+
+    def step(self, iteration: int, prompts: Sequence[tuple[int, ...]]) -> dict[str, float]:
+        """1 respond, score, reference log-probabilities and values; 2 rewards per token;
+        3 advantages; 4 epochs of minibatches; 5 the KL coefficient."""
+        clock = [time.monotonic()]
+        draws = uniforms(
+            self.seed * 1_000_003 + iteration, len(prompts), self.train.max_new_tokens
+        )
+        self.rollout = rollout = self.roller.collect(prompts, draws)  # 1
+        clock.append(time.monotonic())
+        if iteration == 1:
+            self._check_first(rollout)
+        scores = self._penalised(rollout)
+        rewards = kl_shaped_rewards(  # 2
+            scores, rollout.logprobs, rollout.reference, rollout.mask, self.kl.coefficient
+        )
+        advantages, returns = gae(  # 3
+            rewards, rollout.values, rollout.mask, self.train.gae.gamma, self.train.gae.lambda_
+        )
+        standard = standardize(advantages, rollout.mask)
+        update = self._update(iteration, rollout, standard, returns)  # 4
+        clock.append(time.monotonic())
+        metrics = {
+            **_describe(rollout, rewards, returns),
+            **update,
+            "objective/kl_coefficient": self.kl.coefficient,
+            "time/rollout": clock[1] - clock[0],
+            "time/update": clock[2] - clock[1],
+        }
+        self.kl.update(metrics["objective/kl"], len(rollout.samples))  # 5
+        return metrics
+
+    def _penalised(self, rollout: Rollout) -> Tensor:
+        """[B] scores, clipped, less the penalty where the response does not end."""
+        scores = rollout.scores
+        if self.train.score_clip is not None:
+            scores = scores.clamp(-self.train.score_clip, self.train.score_clip)
+        return scores - self.train.missing_eos_penalty * (~rollout.ended).float()
+
+    def _check_first(self, rollout: Rollout) -> None:
+        """Before any update the policy is the reference: KL 0 and ratio 1, or something is wrong.
+
+        Raises FailedInvariant.
+        """
+        drift = float((rollout.logprobs - rollout.reference).abs().max())
+        if drift > 1e-2:
+            raise FailedInvariant(
+                f"before the first update a token's log-probability under the policy differs from "
+                f"the reference's by {drift:.3g} nats; sampling and scoring do not see the same "
+                f"distribution"
+            )
+        if not bool(torch.isfinite(rollout.scores).all()):
+            raise FailedInvariant("a score of the first rollout is not a number")
+
+    def _update(
+        self, iteration: int, rollout: Rollout, advantages: Tensor, returns: Tensor
+    ) -> dict[str, float]:
+        """Epochs x minibatches x parts; losses are sums over tokens / the minibatch's tokens."""
+        sums: Counter[str] = Counter()
+        norms: list[float] = []
+        tokens_seen = 0.0
+        for epoch in range(self.train.epochs):
+            seed = (self.seed * 1_000_003 + iteration) * 101 + epoch
+            order = torch.randperm(
+                len(rollout.samples), generator=torch.Generator().manual_seed(seed)
+            )
+            for minibatch in order.chunk(self.train.minibatches):
+                tokens = float(rollout.mask[minibatch].sum())
+                parts = self._parts(rollout, minibatch.tolist())
+                for number, part in enumerate(parts, 1):
+                    loss, metrics = self._loss(rollout, part, advantages, returns)
+                    self.training.backward(loss / tokens, last=number == len(parts))
+                    sums.update(metrics)
+                norms.append(self.training.step())
+                tokens_seen += tokens
+        total: Counter[str] = Counter()
+        for part in self.engine.gather([dict(sums)]):
+            total.update(part)
+        rates = self.training.learning_rates
+        return {
+            **{name: value / tokens_seen for name, value in total.items()},
+            "train/grad_norm": sum(norms) / len(norms),
+            "train/lr": rates[0],
+            "train/value_lr": rates[1],
+        }
+
+    def _parts(self, rollout: Rollout, minibatch: list[int]) -> list[list[int]]:
+        """The minibatch in parts that fit a forward pass, the same parts on every rank."""
+        groups = [rollout.samples[i].group for i in minibatch]
+        budget = self.train.tokens_per_forward * self.engine.world_size
+        return [[minibatch[i] for i in part] for part in split_by_tokens(groups, budget)]
+
+    def _loss(
+        self, rollout: Rollout, part: list[int], advantages: Tensor, returns: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Summed policy and value loss of this rank's share of a part, and summed metrics."""
+        module: Any = self.training.module
+        mine = self.engine.share(part)
+        if not mine:  # the other ranks wait for this one's backward
+            return module("nothing", "policy", None) + self.roles.nothing("value"), {}
+        batch = pack([rollout.samples[i].group for i in mine]).to(self.engine.device)
+        at = (torch.tensor(mine)[batch.sequence.cpu()], batch.offset.cpu())
+
+        def tokens_of(table: Tensor) -> Tensor:
+            return table[at].to(self.engine.device)
+
+        logprobs, entropy, values = module(
+            "policy_and_values", "policy", batch, temperature=self.train.temperature
+        )
+        policy = losses.ppo_policy(
+            logprobs, tokens_of(rollout.logprobs), tokens_of(advantages), self.train.clip.policy
+        )
+        value = losses.ppo_value(
+            values, tokens_of(rollout.values), tokens_of(returns), self.train.clip.value
+        )
+        metrics = {
+            "policy/loss": policy.loss,
+            "value/loss": value.loss,
+            "objective/entropy": entropy,
+            **policy.metrics,
+            **value.metrics,
+        }
+        return (
+            policy.loss.sum() + value.loss.sum(),
+            {name: float(values.detach().sum()) for name, values in metrics.items()},
+        )
+
+
+def _describe(rollout: Rollout, rewards: Tensor, returns: Tensor) -> dict[str, float]:
+    """Numbers about a rollout; the KL is summed over a response, then averaged."""
+    replies = [sample.group.completions[0] for sample in rollout.samples]
+    bigrams = [pair for ids in replies for pair in zip(ids, ids[1:], strict=False)]
+    errors = torch.where(rollout.mask, returns - rollout.values, 0.0)
+    spread = masked_mean(
+        (returns - masked_mean(returns, rollout.mask)).square(), rollout.mask
+    ).clamp(min=1e-8)
+    return {
+        "objective/kl": float(rollout.kl.mean()),
+        "objective/kl_k3": float(
+            (k3(rollout.logprobs, rollout.reference) * rollout.mask).sum(1).mean()
+        ),
+        "objective/score": float(rollout.scores.mean()),
+        "objective/reward": float(rewards.sum(1).mean()),
+        "response/length": float(rollout.mask.sum(1).float().mean()),
+        "response/eos_rate": float(rollout.ended.float().mean()),
+        "response/distinct_2": len(set(bigrams)) / max(1, len(bigrams)),
+        "response/top_reply_share": max(Counter(replies).values()) / len(replies),
+        "value/explained_variance": float(
+            1 - masked_mean(errors.square(), rollout.mask) / spread
+        ),
+    }
+
+
+def _samples(iteration: int, rollout: Rollout, roles: Roles) -> list[dict[str, Any]]:
+    decode = roles.renderer.decode
+    return [
+        {
+            "step": iteration,
+            "prompt": decode(sample.group.prompt),
+            "completion": decode(sample.group.completions[0]),
+            "score": sample.score,
+            "kl": kl,
+            "length": len(sample.logprobs),
+        }
+        for sample, kl in zip(
+            rollout.samples[:SAMPLES_KEPT], rollout.kl[:SAMPLES_KEPT].tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,99 @@
+"""Next-token training with trl's SFTTrainer, fed rows that are tokenised already."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from align.config import Train
+from align.engine import Engine
+from align.tracking import Tracker
+from preference_data.rendering import Renderer
+
+
+def fit_language_model(
+    model: torch.nn.Module,
+    rows: Sequence[dict[str, list[int]]],
+    renderer: Renderer,
+    train: Train,
+    engine: Engine,
+    tracker: Tracker,
+    seed: int,
+) -> dict[str, float]:
+    """Trains what requires a gradient in `model` on rows {"input_ids"[, "completion_mask"]}.
+
+    Only tokens whose mask is 1 count (all, without a mask). Returns the last metrics.
+    Raises ConfigError if the batch does not divide by the ranks.
+    """
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    micro = train.micro_batch_size(engine.world_size)
+    callback = _track(tracker)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SFTTrainer(
+            model=model,  # type: ignore[arg-type]
+            args=SFTConfig(
+                output_dir=scratch,
+                num_train_epochs=train.num_train_epochs,
+                max_steps=train.max_steps or -1,
+                per_device_train_batch_size=micro,
+                gradient_accumulation_steps=train.train_batch_size // (micro * engine.world_size),
+                learning_rate=train.learning_rate,
+                lr_scheduler_type=train.lr_scheduler_type,
+                warmup_steps=train.warmup_steps,
+                weight_decay=train.weight_decay,
+                adam_epsilon=train.adam_epsilon,
+                max_grad_norm=train.max_grad_norm,
+                max_length=None,
+                logging_steps=train.logging_steps,
+                completion_only_loss="completion_mask" in rows[0],
+                dataloader_pin_memory=engine.device.type == "cuda",
+                gradient_checkpointing=False,
+                bf16=False,
+                disable_tqdm=True,
+                report_to="none",
+                save_strategy="no",
+                seed=seed,
+                data_seed=seed,
+                **engine.trainer_arguments(train.max_grad_norm),
+            ),
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=renderer.tokenizer,
+            callbacks=[callback],
+        )
+        # It prints a dictionary a log step; the tracker has the numbers already.
+        from transformers.trainer_callback import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    engine.forget_trainer()
+    return callback.last
+
+
+def _track(tracker: Tracker) -> Any:
+    from transformers import TrainerCallback
+
+    names = {
+        "loss": "train/loss",
+        "learning_rate": "train/lr",
+        "grad_norm": "train/grad_norm",
+        "mean_token_accuracy": "train/token_accuracy",
+        "num_tokens": "train/tokens",
+    }
+
+    class Track(TrainerCallback):
+        last: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
+
+        def on_log(self, args, state, control, logs=None, **_):
+            metrics = {names[key]: float(value) for key, value in logs.items() if key in names}
+            if "train/loss" in metrics:
+                tracker.log(state.global_step, metrics)
+                self.last = metrics
+
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    return Track()

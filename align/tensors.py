@@ -1,0 +1,94 @@
+"""Statistics under a mask, and the one place where logits meet their targets.
+
+`*_mask` is True where the token counts. Axes: B sequences, R response tokens, N tokens of
+completions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_AT_ONCE = 1 << 25
+"""Elements of the largest block of logits that exists at a time (128 MiB in float32)."""
+
+
+class TokenLogprobs(NamedTuple):
+    """Of N tokens, in float32."""
+
+    logprobs: Tensor
+    """[N] log-probability of the target, nats"""
+    entropy: Tensor
+    """[N] entropy of the distribution it was drawn from, nats; without gradient"""
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask`. Raises ValueError if nothing counts."""
+    if not bool(mask.any()):
+        raise ValueError("the mask is empty: a mean of nothing")
+    return torch.where(mask, values, 0.0).sum() / mask.sum()
+
+
+def standardize(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the masked values (biased variance, epsilon 1e-8); 0 elsewhere."""
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean).square(), mask)
+    return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+
+
+def token_logprobs(
+    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float = 1.0
+) -> TokenLogprobs:
+    """Log-probabilities of `targets` [N] from the hidden states [N, D] that predict them.
+
+    The head runs on these positions only, in blocks, and a block's logits are computed again in
+    the backward pass instead of being kept: no B x T x V tensor exists.
+    """
+    vocabulary = getattr(head, "out_features", None) or head.weight.shape[0]  # type: ignore[union-attr]
+    block = max(1, LOGITS_AT_ONCE // int(vocabulary))  # type: ignore[arg-type]
+    if hidden.shape[0] <= block:
+        return TokenLogprobs(*_block_logprobs(hidden, head, targets, temperature))
+    parts = [
+        checkpoint(_block_logprobs, h, head, t, temperature, use_reentrant=False)
+        for h, t in zip(hidden.split(block), targets.split(block), strict=True)
+    ]
+    return TokenLogprobs(*(torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+
+def _block_logprobs(
+    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float() / temperature
+    log_z = torch.logsumexp(logits, dim=-1)
+    chosen = logits.gather(-1, targets[:, None]).squeeze(-1) - log_z
+    with torch.no_grad():
+        entropy = log_z - (torch.softmax(logits, dim=-1) * logits).sum(-1)
+    return chosen, entropy
+
+
+def sample_inverse_cdf(logits: Tensor, uniform: Tensor, temperature: float) -> TokenSample:
+    """Draws one token a row by inverting the distribution function at `uniform`.
+
+    `logits` [B, V], `uniform` [B] in [0, 1). A row's draw depends on its own number alone, not on
+    the other rows, so a rollout is the same in any batch and on any number of ranks. Much faster
+    than torch.multinomial on a CPU.
+    """
+    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    # Scaled by the total, which rounding keeps from being exactly 1.
+    threshold = uniform.double()[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return TokenSample(tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1))
+
+
+class TokenSample(NamedTuple):
+    """One sampled token a row, and its log-probability under the distribution it was drawn from."""
+
+    tokens: Tensor
+    """[B]"""
+    logprobs: Tensor
+    """[B] nats"""

@@ -1,0 +1,10 @@
+"""Runs the reward model's training of a configuration, and what it needs."""
+
+from __future__ import annotations
+
+import sys
+
+from launch import main
+
+if __name__ == "__main__":
+    sys.exit(main(until_kind="reward"))

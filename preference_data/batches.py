@@ -1,0 +1,203 @@
+"""The one layout of tokens: groups (a prompt and its completions) packed into rows, no padding.
+
+A group's prompt is laid out once and each completion after it. A completion attends to the prompt
+and to itself; its positions continue from the prompt. Groups share rows up to a token budget, so
+neither padding nor a repeated prompt is computed. Models are called as they are, with this mask and
+these positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+UNUSED = -1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ids of a prompt and of its K completions."""
+
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a group needs a prompt of at least one token")
+        if not self.completions or not all(self.completions):
+            raise ValueError("a group needs completions of at least one token each")
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Axes: S rows of T tokens; B sequences (completions in the order they were given); N tokens
+    of completions, sequence by sequence. Flat indices address the S * T tokens."""
+
+    input_ids: Tensor
+    """[S, T]"""
+    position_ids: Tensor
+    """[S, T] place in the own conversation"""
+    group: Tensor
+    """[S, T] which group the token belongs to, UNUSED at the end of a row"""
+    branch: Tensor
+    """[S, T] 0 = prompt, 1..K = completion"""
+    targets: Tensor
+    """[N] ids of the completions' tokens"""
+    predict_at: Tensor
+    """[N] flat index of the token before, whose hidden state predicts the target"""
+    sequence: Tensor
+    """[N] sequence of the target, 0..B-1"""
+    offset: Tensor
+    """[N] place of the target in its completion, from 0"""
+    last_at: Tensor
+    """[B] flat index of the sequence's last token"""
+
+    def __post_init__(self) -> None:
+        if self.input_ids.shape != self.group.shape or self.input_ids.ndim != 2:
+            raise ValueError(f"input_ids {tuple(self.input_ids.shape)} is no [S, T] like group")
+        if self.targets.shape != self.predict_at.shape:
+            raise ValueError("targets and predict_at differ in length")
+
+    @property
+    def sequences(self) -> int:
+        return self.last_at.numel()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed and count."""
+        return int((self.group != UNUSED).sum())
+
+    def attention_mask(self) -> Tensor:
+        """Bool [S, 1, T, T]: True where the query (third axis) may see the key (fourth)."""
+        group, branch = self.group, self.branch
+        length = group.shape[1]
+        same = (group[:, :, None] == group[:, None, :]) & (group != UNUSED)[:, None, :]
+        visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+        earlier = torch.ones(length, length, dtype=torch.bool, device=group.device).tril()
+        # An unused token sees itself: a softmax over nothing would be NaN.
+        itself = torch.eye(length, dtype=torch.bool, device=group.device)
+        return ((same & visible & earlier) | itself)[:, None]
+
+    def table(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        """[N] values of completion tokens laid out as [B, R]."""
+        longest = int(self.offset.max()) + 1
+        out = values.new_full((self.sequences, longest), fill)
+        out[self.sequence, self.offset] = values
+        return out
+
+    def sums(self, values: Tensor) -> Tensor:
+        """[N] values of completion tokens summed by sequence: [B]."""
+        return values.new_zeros(self.sequences).index_add(0, self.sequence, values)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        return PackedBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def pack(groups: Sequence[Group], row_tokens: int = 256) -> PackedBatch:
+    """Lays `groups` out in rows of at most `row_tokens`, or of the longest group if that is more.
+
+    First-fit decreasing; sequences keep the order of the groups. Raises ValueError without groups.
+    """
+    if not groups:
+        raise ValueError("there is nothing to pack")
+    rows = _rows(groups, row_tokens)
+    length = max(sum(len(groups[index]) for index in row) for row in rows)
+    layout = {
+        name: torch.full((len(rows), length), fill, dtype=torch.long)
+        for name, fill in (("input_ids", 0), ("position_ids", 0), ("group", UNUSED), ("branch", 0))
+    }
+    first = _first_sequences(groups)
+    placed: list[_Placed] = []
+    for row, members in enumerate(rows):
+        start = 0
+        for member in members:
+            group = groups[member]
+            end = start + len(group)
+            layout["input_ids"][row, start:end] = torch.tensor(
+                [*group.prompt, *(token for ids in group.completions for token in ids)]
+            )
+            layout["group"][row, start:end] = member
+            depth = len(group.prompt)
+            layout["position_ids"][row, start : start + depth] = torch.arange(depth)
+            last_of_prompt = row * length + start + depth - 1
+            at = start + depth
+            for k, ids in enumerate(group.completions):
+                stop = at + len(ids)
+                layout["position_ids"][row, at:stop] = torch.arange(depth, depth + len(ids))
+                layout["branch"][row, at:stop] = k + 1
+                flat = row * length + at
+                placed.append(_Placed(first[member] + k, ids, last_of_prompt, flat))
+                at = stop
+            start = end
+    return PackedBatch(**layout, **_targets(placed))
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Where a completion was laid: flat indices of the prompt's last token and of its first."""
+
+    sequence: int
+    ids: tuple[int, ...]
+    prompt_end: int
+    start: int
+
+
+def _targets(placed: list[_Placed]) -> dict[str, Tensor]:
+    placed = sorted(placed, key=lambda one: one.sequence)
+    predictors = [
+        at for one in placed
+        for at in (one.prompt_end, *range(one.start, one.start + len(one.ids) - 1))
+    ]  # fmt: skip
+    return {
+        "targets": torch.tensor([token for one in placed for token in one.ids]),
+        "predict_at": torch.tensor(predictors),
+        "sequence": torch.tensor([one.sequence for one in placed for _ in one.ids]),
+        "offset": torch.tensor([place for one in placed for place in range(len(one.ids))]),
+        "last_at": torch.tensor([one.start + len(one.ids) - 1 for one in placed]),
+    }
+
+
+def _first_sequences(groups: Sequence[Group]) -> list[int]:
+    first, count = [], 0
+    for group in groups:
+        first.append(count)
+        count += len(group.completions)
+    return first
+
+
+def _rows(groups: Sequence[Group], row_tokens: int) -> list[list[int]]:
+    """Indices of groups by row: first-fit decreasing."""
+    limit = max(row_tokens, *(len(group) for group in groups))
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(groups)), key=lambda index: -len(groups[index])):
+        need = len(groups[index])
+        for row, free in enumerate(room):
+            if need <= free:
+                rows[row].append(index)
+                room[row] -= need
+                break
+        else:
+            rows.append([index])
+            room.append(limit - need)
+    return rows
+
+
+def split_by_tokens(groups: Sequence[Group], tokens: int) -> Iterator[list[int]]:
+    """Indices of consecutive groups that together hold at most `tokens` (or one group)."""
+    part: list[int] = []
+    held = 0
+    for index, group in enumerate(groups):
+        if part and held + len(group) > tokens:
+            yield part
+            part, held = [], 0
+        part.append(index)
+        held += len(group)
+    if part:
+        yield part

@@ -1,0 +1,68 @@
+"""Rows that cannot be used: each one kept, with its place and its reason.
+
+A reader yields one thing for each input row, a record or a `Rejected`, so that rows in always
+equal rows out plus rows quarantined.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TextIO
+
+
+class DataError(ValueError):
+    """The data cannot be used as a whole. One or two sentences: what, where, what to do."""
+
+
+class RowFault(Exception):
+    """One row cannot be used. Raised by a format's conversion, turned into a `Rejected`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One row that was set aside.
+
+    `row` counts from 1 without the header; `line` is the physical line where the row begins.
+    `reason` is a short stable code; `detail` a sentence that names the row and the value; `raw`
+    the row as it was read (a dict, a list of cells, or the line's text).
+    """
+
+    row: int
+    line: int
+    reason: str
+    detail: str
+    raw: object
+    file: str
+
+
+class Quarantine:
+    """Counts rejected rows by reason, and writes them to a stream, one JSON object a line."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self.by_reason: Counter[str] = Counter()
+        self.first: Rejected | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.by_reason.total()
+
+    def add(self, rejected: Rejected) -> None:
+        self.by_reason[rejected.reason] += 1
+        self.first = self.first or rejected
+        if self._stream is not None:
+            # ASCII escapes, since the row may be here for text that no encoding can write.
+            self._stream.write(json.dumps(asdict(rejected)) + "\n")
+
+
+def reasons_in_words(by_reason: Counter[str]) -> str:
+    """As in "label_unknown 12, empty_prompt 3": the most frequent first, ties by name."""
+    counts = sorted(by_reason.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{reason} {count}" for reason, count in counts)

@@ -1,0 +1,436 @@
+"""What people said about answers: prompts, responses, judgements and the comparisons in them.
+
+Every record is frozen and checked when it is made, keeps its text verbatim, and converts to and
+from a JSON object. Ids hash the NFC form of the text, so that two spellings of the same
+characters meet; the text itself is never normalised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Literal, get_args
+
+SCHEMA_VERSION = 1
+
+Role = Literal["system", "user", "assistant"]
+Outcome = Literal["tie", "both_good", "both_bad", "unsure"]
+AnnotatorKind = Literal["human", "model", "implicit"]
+
+_ROLES = get_args(Role)
+_OUTCOMES = get_args(Outcome)
+_ANNOTATOR_KINDS = get_args(AnnotatorKind)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. Raises ValueError for a bad role or text that is not Unicode."""
+
+    role: Role
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in _ROLES:
+            raise ValueError(f"A message's role is one of {', '.join(_ROLES)}, not {self.role!r}.")
+        if not isinstance(self.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"A message's content is text, not {type(self.content).__name__}.")
+        try:
+            self.content.encode()
+        except UnicodeEncodeError as error:
+            # JSON can spell half an emoji ("\ud83d"); no file and no tokenizer can hold it.
+            raise ValueError(
+                f"A message holds half of a surrogate pair at character {error.start}."
+            ) from None
+
+    def to_json(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Message:
+        return cls(role=data["role"], content=data["content"])
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is answered: one or more messages, the last one not the assistant's.
+
+    Raises ValueError for no messages, a last message of the assistant, or a system message that
+    is not the first.
+    """
+
+    messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError("A prompt needs at least one message.")
+        if self.messages[-1].role == "assistant":
+            raise ValueError("A prompt cannot end with an assistant message.")
+        if any(message.role == "system" for message in self.messages[1:]):
+            raise ValueError("Only the first message of a prompt can be a system message.")
+
+    @classmethod
+    def from_text(cls, text: str) -> Prompt:
+        """The prompt of one user turn."""
+        return cls((Message("user", text),))
+
+    @property
+    def text(self) -> str:
+        """For display: a single user turn's content, else one "role: content" line a message."""
+        return _display(self.messages, alone="user")
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of sha256 over the roles and the NFC form of the contents."""
+        return _messages_id(self.messages)
+
+    def to_json(self) -> dict[str, Any]:
+        messages = _messages_to_json(self.messages)
+        return {"schema_version": SCHEMA_VERSION, "prompt_id": self.id, "prompt": messages}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Prompt:
+        """From any object with "schema_version" and "prompt": a prompt's, a judgement's, …"""
+        _check_version(data)
+        return cls(_messages_from_json(data["prompt"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A completion: one assistant message, or several turns that end with the assistant's.
+
+    `model` names who wrote it, if known; it is no part of the id. Raises ValueError for no
+    messages, a last message that is not the assistant's, or a system message.
+    """
+
+    messages: tuple[Message, ...]
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError("A response needs at least one message.")
+        if self.messages[-1].role != "assistant":
+            raise ValueError("A response must end with an assistant message.")
+        if any(message.role == "system" for message in self.messages):
+            raise ValueError("A response cannot hold a system message.")
+
+    @classmethod
+    def from_text(cls, text: str, model: str | None = None) -> Response:
+        """The response of one assistant turn."""
+        return cls((Message("assistant", text),), model)
+
+    @property
+    def text(self) -> str:
+        """For display: a single turn's content, else one "role: content" line a message."""
+        return _display(self.messages, alone="assistant")
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of sha256 over the roles and the NFC form of the contents."""
+        return _messages_id(self.messages)
+
+    def to_json(self) -> dict[str, Any]:
+        messages = _messages_to_json(self.messages)
+        return {"response_id": self.id, "model": self.model, "messages": messages}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Response:
+        return cls(_messages_from_json(data["messages"]), data.get("model"))
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with the answer to imitate."""
+
+    prompt: Prompt
+    response: Response
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.prompt.to_json(), "response": self.response.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Demonstration:
+        return cls(Prompt.from_json(data), Response.from_json(data["response"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a record came from: rows count from 1 without the header, lines are physical."""
+
+    format: str
+    file: str
+    row: int
+    line: int
+
+    def to_json(self) -> dict[str, str | int]:
+        return {"format": self.format, "file": self.file, "row": self.row, "line": self.line}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Source:
+        return cls(data["format"], data["file"], data["row"], data["line"])
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One decided pair of a judgement. `weight` is the judgement's, shared among its pairs."""
+
+    prompt: Prompt
+    chosen: Response
+    rejected: Response
+    weight: float
+    strength: float | None
+    judgement_id: str
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+        _check_strength(self.strength)
+
+    def swapped(self) -> Comparison:
+        """The opposite opinion: chosen and rejected exchanged."""
+        return replace(self, chosen=self.rejected, rejected=self.chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.prompt.to_json(),
+            "judgement_id": self.judgement_id,
+            "chosen": self.chosen.to_json(),
+            "rejected": self.rejected.to_json(),
+            "weight": self.weight,
+            "strength": self.strength,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Comparison:
+        return cls(
+            prompt=Prompt.from_json(data),
+            chosen=Response.from_json(data["chosen"]),
+            rejected=Response.from_json(data["rejected"]),
+            weight=data["weight"],
+            strength=data["strength"],
+            judgement_id=data["judgement_id"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One annotator's answer about K >= 2 responses to one prompt, under one criterion.
+
+    `ranks` are aligned to `responses`: 1 is best, equal is a tie, None is not ranked (which is
+    not the same as last). `outcome` says why nobody won; with "unsure" no response is ranked.
+    `strength` is in [0, 1], 0 = barely better, and never carries the direction.
+
+    Raises ValueError for K < 2, ranks that do not fit the responses or the outcome, a strength
+    outside [0, 1], or a weight that is not a positive finite number.
+    """
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    ranks: tuple[int | None, ...]
+    annotator: str | None = None
+    outcome: Outcome | None = None
+    strength: float | None = None
+    weight: float = 1.0
+    criterion: str = "overall"
+    annotator_kind: AnnotatorKind = "human"
+    comment: str | None = None
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.responses) < 2:
+            raise ValueError(f"A judgement needs two responses or more, not {len(self.responses)}.")
+        _check_ranks(self.ranks, len(self.responses), self.outcome)
+        _check_strength(self.strength)
+        _check_weight(self.weight)
+        if self.annotator_kind not in _ANNOTATOR_KINDS:
+            allowed = ", ".join(_ANNOTATOR_KINDS)
+            raise ValueError(f"annotator_kind is one of {allowed}, not {self.annotator_kind!r}.")
+
+    @property
+    def item_id(self) -> str:
+        """What was judged, whatever the order of the responses: reversed duplicates share it."""
+        return _item_id(self.prompt.id, [response.id for response in self.responses])
+
+    @property
+    def id(self) -> str:
+        """This annotator's judgement of this row; a permuted judgement keeps it."""
+        return self._id(self.item_id)
+
+    def _id(self, item_id: str) -> str:
+        # The file's name without its folder: moving the data must not rename every judgement.
+        file = self.source.file.replace("\\", "/").rpartition("/")[2] if self.source else None
+        row = self.source.row if self.source else None
+        return _hash([file, row, item_id, self.annotator, self.criterion])
+
+    @property
+    def is_tie(self) -> bool:
+        """Every response is ranked, and all alike."""
+        return None not in self.ranks and len(set(self.ranks)) == 1
+
+    @property
+    def label(self) -> str:
+        """The verdict in one word, for counting.
+
+        The outcome if there is one; "first", "second" or "tie" of two responses; of more,
+        "tie", "ranking", or "ranking_with_ties".
+        """
+        if self.outcome is not None or self.is_tie:
+            return self.outcome or "tie"
+        ranked = [rank for rank in self.ranks if rank is not None]
+        if len(self.ranks) == 2:
+            return "first" if ranked[0] < ranked[1] else "second"
+        return "ranking" if len(set(ranked)) == len(ranked) else "ranking_with_ties"
+
+    def permuted(self, order: Sequence[int]) -> Judgement:
+        """The same judgement with response `order[i]` at place i.
+
+        Raises ValueError if `order` is not a permutation of 0..K-1.
+        """
+        if sorted(order) != list(range(len(self.responses))):
+            raise ValueError(f"{list(order)} is not an order of {len(self.responses)} responses.")
+        return replace(
+            self,
+            responses=tuple(self.responses[i] for i in order),
+            ranks=tuple(self.ranks[i] for i in order),
+        )
+
+    def swapped(self) -> Judgement:
+        """The same judgement of two responses, shown the other way round."""
+        if len(self.responses) != 2:
+            raise ValueError(f"Only two responses can be swapped, not {len(self.responses)}.")
+        return self.permuted((1, 0))
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Every pair whose ranks differ, chosen first; empty for a tie.
+
+        The weights add up to the judgement's own, so that a ranking of K counts once and not
+        K(K-1)/2 times (InstructGPT, arXiv:2203.02155, eq. 1).
+        """
+        pairs: list[tuple[int, int]] = []
+        for i, j in combinations(range(len(self.ranks)), 2):
+            rank_i, rank_j = self.ranks[i], self.ranks[j]
+            if rank_i is not None and rank_j is not None and rank_i != rank_j:
+                pairs.append((i, j) if rank_i < rank_j else (j, i))
+        if not pairs:
+            return ()
+        weight, judgement_id = self.weight / len(pairs), self.id
+        return tuple(
+            Comparison(
+                prompt=self.prompt,
+                chosen=self.responses[best],
+                rejected=self.responses[worst],
+                weight=weight,
+                strength=self.strength,
+                judgement_id=judgement_id,
+            )
+            for best, worst in pairs
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        prompt = self.prompt.to_json()
+        responses = [response.to_json() for response in self.responses]
+        item_id = _item_id(prompt["prompt_id"], [response["response_id"] for response in responses])
+        source = self.source
+        return {
+            **prompt,
+            "judgement_id": self._id(item_id),
+            "item_id": item_id,
+            "responses": responses,
+            "ranks": list(self.ranks),
+            "outcome": self.outcome,
+            "strength": self.strength,
+            "weight": self.weight,
+            "criterion": self.criterion,
+            "annotator_id": self.annotator,
+            "annotator_kind": self.annotator_kind,
+            "comment": self.comment,
+            "source_format": source.format if source else None,
+            "source_file": source.file if source else None,
+            "source_row": source.row if source else None,
+            "source_line": source.line if source else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Judgement:
+        """Raises ValueError for another schema version or a bad value, KeyError for a lost key."""
+        source = None
+        if data["source_format"] is not None:
+            keys = ("format", "file", "row", "line")
+            source = Source.from_json({key: data[f"source_{key}"] for key in keys})
+        return cls(
+            prompt=Prompt.from_json(data),
+            responses=tuple(Response.from_json(response) for response in data["responses"]),
+            ranks=tuple(data["ranks"]),
+            annotator=data["annotator_id"],
+            outcome=data["outcome"],
+            strength=data["strength"],
+            weight=data["weight"],
+            criterion=data["criterion"],
+            annotator_kind=data["annotator_kind"],
+            comment=data["comment"],
+            source=source,
+        )
+
+
+def _check_ranks(ranks: tuple[int | None, ...], k: int, outcome: Outcome | None) -> None:
+    if len(ranks) != k:
+        raise ValueError(f"{k} responses need {k} ranks, not {len(ranks)}.")
+    ranked = [rank for rank in ranks if rank is not None]
+    for rank in ranked:
+        # True and 1.0 equal 1 but would be written back as something else.
+        if type(rank) is not int or rank < 1:
+            raise ValueError(f"A rank is a whole number from 1 (best) up, not {rank!r}.")
+    if outcome is not None and outcome not in _OUTCOMES:
+        raise ValueError(f"An outcome is one of {', '.join(_OUTCOMES)}, not {outcome!r}.")
+    if outcome == "unsure":
+        if ranked:
+            raise ValueError("An unsure judgement ranks no response.")
+    elif len(ranked) < 2:
+        raise ValueError(f"A judgement ranks two responses or more, not {len(ranked)}.")
+    elif outcome is not None and len(set(ranked)) > 1:
+        raise ValueError(f"The outcome {outcome!r} needs equal ranks, not {list(ranks)}.")
+
+
+def _check_strength(strength: float | None) -> None:
+    if strength is not None and not 0.0 <= strength <= 1.0:
+        raise ValueError(f"A strength lies between 0 and 1, not at {strength!r}.")
+
+
+def _check_weight(weight: float) -> None:
+    if not 0.0 < weight < float("inf"):
+        raise ValueError(f"A weight is a positive finite number, not {weight!r}.")
+
+
+def _check_version(data: Mapping[str, Any]) -> None:
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"The record has schema_version {version!r}; this reads {SCHEMA_VERSION}.")
+
+
+def _display(messages: tuple[Message, ...], alone: Role) -> str:
+    if len(messages) == 1 and messages[0].role == alone:
+        return messages[0].content
+    return "\n".join(f"{message.role}: {message.content}" for message in messages)
+
+
+def _messages_to_json(messages: tuple[Message, ...]) -> list[dict[str, str]]:
+    return [message.to_json() for message in messages]
+
+
+def _messages_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    return tuple(Message.from_json(message) for message in data)
+
+
+def _messages_id(messages: tuple[Message, ...]) -> str:
+    return _hash([[m.role, unicodedata.normalize("NFC", m.content)] for m in messages])
+
+
+def _item_id(prompt_id: str, response_ids: Sequence[str]) -> str:
+    return _hash([prompt_id, sorted(response_ids)])
+
+
+def _hash(parts: Sequence[object]) -> str:
+    # JSON keeps the parts apart: ["a", "bc"] and ["ab", "c"] must not meet.
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

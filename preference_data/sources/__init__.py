@@ -1,0 +1,22 @@
+"""Readers of labellers' files: any format in, records out, nothing lost on the way.
+
+A file is found (files), taken apart into rows (carriers: tables, json_lines, text_blocks), and
+each row becomes a record (hh, trl, label_tables) or a reject with its reason. FORMATS names the
+formats; import_data does it all.
+"""
+
+from preference_data.sources.formats import FORMATS, Format, Kind, sniff
+from preference_data.sources.importing import ImportReport, import_data, read_preferences
+from preference_data.sources.mapping import Columns, Verdict
+
+__all__ = [
+    "FORMATS",
+    "Columns",
+    "Format",
+    "ImportReport",
+    "Kind",
+    "Verdict",
+    "import_data",
+    "read_preferences",
+    "sniff",
+]

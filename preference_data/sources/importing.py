@@ -1,0 +1,214 @@
+"""From a file as it was found to a data folder with every row accounted for."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from preference_data.quarantine import DataError, Quarantine, Rejected, reasons_in_words
+from preference_data.records import SCHEMA_VERSION, Judgement
+from preference_data.sources.files import Reading, content_hash, find_files
+from preference_data.sources.formats import Kind, Record, read_records
+from preference_data.sources.mapping import Columns
+from preference_data.sources.store import (
+    IMPORT_FILE,
+    QUARANTINE_FILE,
+    RECORD_FILES,
+    whole_or_absent,
+)
+
+MAX_QUARANTINED = 0.05
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the records hold. All but `rows` stay empty for records that are not judgements."""
+
+    rows: int = 0
+    by_label: Counter[str] = field(default_factory=lambda: Counter[str]())
+    by_k: Counter[int] = field(default_factory=lambda: Counter[int]())
+    by_annotator: Counter[str] = field(default_factory=lambda: Counter[str]())
+
+    def add(self, record: Record) -> None:
+        self.rows += 1
+        if isinstance(record, Judgement):
+            self.by_label[record.label] += 1
+            self.by_k[len(record.responses)] += 1
+            if record.annotator is not None:
+                self.by_annotator[record.annotator] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """One import in numbers: `rows_in` = `rows_out` + `rows_quarantined`, always.
+
+    `by_reason` counts the quarantined rows. Of judgements, `by_label` counts first, second,
+    tie, both_good, both_bad, unsure, and of more than two answers ranking or
+    ranking_with_ties; `by_k` the number of answers; `by_annotator` the rows that name one.
+    """
+
+    kind: Kind
+    format: str
+    source: str
+    files: list[str]
+    sha256: str
+    limit: int | None
+    rows_in: int
+    rows_out: int
+    rows_quarantined: int
+    by_reason: dict[str, int]
+    by_label: dict[str, int]
+    by_k: dict[str, int]
+    by_annotator: dict[str, int]
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+class _Unusable(DataError):
+    """Too little of the data can be used; apart, since the quarantine file is then kept."""
+
+
+def import_data(
+    kind: Kind,
+    path: str,
+    output_dir: Path,
+    *,
+    format: str = "auto",
+    columns: Columns | None = None,
+    limit: int | None = None,
+    max_quarantined: float = MAX_QUARANTINED,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+) -> ImportReport:
+    """Reads a file, a glob or a folder into `output_dir`; each file there is whole or absent.
+
+    Writes the records (judgements.jsonl, demonstrations.jsonl, prompts.jsonl or text.jsonl),
+    quarantine.jsonl, and last import.json, the report. `limit` takes the first rows;
+    `max_quarantined` is the share of them that may be rejected.
+
+    Raises DataError if the data cannot be read, no row is usable, or more rows than allowed are
+    rejected (quarantine.jsonl is written then, too), and OSError if a file cannot be written.
+    """
+    _check_options(limit, max_quarantined)
+    reading = Reading(columns, encoding, delimiter)
+    format, items = read_records(path, kind, format, reading)
+    items = islice(items, limit)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    # The report vouches for the other files, so the old one goes first and the new one comes last.
+    (output_dir / IMPORT_FILE).unlink(missing_ok=True)
+    tally, unusable = Tally(), None
+    with whole_or_absent(output_dir / QUARANTINE_FILE) as rejects:
+        quarantine = Quarantine(rejects)
+        try:
+            with whole_or_absent(output_dir / RECORD_FILES[kind]) as records:
+                for record in _accepted(items, quarantine):
+                    _write(records, record)
+                    tally.add(record)
+                _check_usable(path, tally.rows, quarantine, max_quarantined)
+        except _Unusable as error:
+            unusable = error
+    if unusable:
+        raise DataError(f"{unusable} See {output_dir / QUARANTINE_FILE}.")
+    report = _report(kind, format, path, limit, tally, quarantine, reading)
+    with whole_or_absent(output_dir / IMPORT_FILE) as stream:
+        json.dump(report.to_json(), stream, ensure_ascii=False, indent=2)
+    return report
+
+
+def read_preferences(
+    path: str | Path,
+    *,
+    format: str = "auto",
+    columns: Columns | None = None,
+    max_quarantined: float = MAX_QUARANTINED,
+) -> list[Judgement]:
+    """The judgements of a file of labels, without writing anything.
+
+    Warns if rows had to be left out, and with what the reader noticed. Raises DataError as
+    `import_data` does.
+    """
+    _check_options(None, max_quarantined)
+    reading, quarantine = Reading(columns), Quarantine()
+    _, items = read_records(str(path), "preferences", format, reading)
+    judgements = [item for item in _accepted(items, quarantine) if isinstance(item, Judgement)]
+    _check_usable(str(path), len(judgements), quarantine, max_quarantined)
+    if quarantine.rows:
+        reasons = reasons_in_words(quarantine.by_reason)
+        reading.note(f"{quarantine.rows} rows of {path} were left out ({reasons}).")
+    for sentence in reading.notes:
+        warnings.warn(sentence, stacklevel=2)
+    return judgements
+
+
+def _check_options(limit: int | None, max_quarantined: float) -> None:
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is a number of rows from 1 up, not {limit}.")
+    if not 0.0 <= max_quarantined <= 1.0:
+        raise DataError(f"max_quarantined is a share between 0 and 1, not {max_quarantined}.")
+
+
+def _accepted(items: Iterable[Record | Rejected], quarantine: Quarantine) -> Iterator[Record]:
+    for item in items:
+        if isinstance(item, Rejected):
+            quarantine.add(item)
+        else:
+            yield item
+
+
+def _write(stream: TextIO, record: Record) -> None:
+    data = {"text": record} if isinstance(record, str) else record.to_json()
+    stream.write(json.dumps(data, ensure_ascii=False) + "\n")
+
+
+def _check_usable(path: str, usable: int, quarantine: Quarantine, allowed: float) -> None:
+    rows_in = usable + quarantine.rows
+    if quarantine.first is None or (usable and quarantine.rows <= allowed * rows_in):
+        return
+    found = f"None of the {rows_in} rows of {path} can be used"
+    if usable:
+        found = (
+            f"{quarantine.rows} of {rows_in} rows of {path} cannot be used, more than the "
+            f"{allowed:.2%} that max_quarantined allows"
+        )
+    reasons = reasons_in_words(quarantine.by_reason)
+    raise _Unusable(f"{found} ({reasons}); the first: {quarantine.first.detail}")
+
+
+def _report(
+    kind: Kind,
+    format: str,
+    path: str,
+    limit: int | None,
+    tally: Tally,
+    quarantine: Quarantine,
+    reading: Reading,
+) -> ImportReport:
+    files = find_files(path)
+    return ImportReport(
+        kind=kind,
+        format=format,
+        source=path,
+        files=[str(file) for file in files],
+        sha256=content_hash(files),
+        limit=limit,
+        rows_in=tally.rows + quarantine.rows,
+        rows_out=tally.rows,
+        rows_quarantined=quarantine.rows,
+        by_reason=_sorted(quarantine.by_reason),
+        by_label=_sorted(tally.by_label),
+        by_k={str(k): count for k, count in sorted(tally.by_k.items())},
+        by_annotator=_sorted(tally.by_annotator),
+        notes=list(reading.notes),
+    )
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))

@@ -1,0 +1,73 @@
+"""The rows that trainers read: chosen and rejected answers, messages, prompts, plain text.
+
+https://huggingface.co/docs/trl/dataset_formats. Each value is text or a list of messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from preference_data.quarantine import RowFault
+from preference_data.records import Demonstration, Judgement, Message, Prompt
+from preference_data.sources.cells import messages_of, prompt_of, response_of, text_of
+from preference_data.sources.conversations import check_ending, compare, last_answer
+from preference_data.sources.rows import Row
+
+
+def recognises(values: Mapping[str, object]) -> bool:
+    """A chosen and a rejected answer."""
+    return "chosen" in values and "rejected" in values
+
+
+def judgement(row: Row) -> Judgement:
+    """From `{"prompt", "chosen", "rejected"}`; the chosen answer is the first response.
+
+    Where chosen and rejected are whole conversations (they open with the user or the system, as
+    in UltraFeedback), their shared turns are the prompt and the prompt column is not needed.
+    """
+    chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
+    if _is_conversation(chosen) and _is_conversation(rejected):
+        prompt, best, worst = compare(
+            messages_of(cast(list[object], chosen), "chosen"),
+            messages_of(cast(list[object], rejected), "rejected"),
+        )
+    else:
+        prompt = prompt_of(row.values, "prompt")
+        best, worst = response_of(row.values, "chosen"), response_of(row.values, "rejected")
+        if best == worst:
+            raise RowFault("identical_responses", "chosen and rejected are identical.")
+    return Judgement(prompt, (best, worst), (1, 2), source=row.source("trl"))
+
+
+def demonstration(row: Row) -> Demonstration:
+    """From `{"prompt", "completion"}` or `{"messages"}`, whose last turn is the answer."""
+    if "messages" not in row.values:
+        prompt = prompt_of(row.values, "prompt")
+        return Demonstration(prompt, response_of(row.values, "completion"))
+    messages = row.values["messages"]
+    if not isinstance(messages, list):
+        raise RowFault("bad_messages", "messages is not a list of messages.")
+    turns = messages_of(cast(list[object], messages), "messages")
+    check_ending(turns, "messages")
+    return Demonstration(*last_answer(turns))
+
+
+def prompt(row: Row) -> Prompt:
+    """From `{"prompt"}`; other columns are left alone."""
+    return prompt_of(row.values, "prompt")
+
+
+def text(row: Row) -> str:
+    """From `{"text"}`."""
+    document = text_of(row.values, "text")
+    if not document.strip():
+        raise RowFault("empty_text", "text is empty.")
+    return Message("user", document).content  # refuses text that no file can hold
+
+
+def _is_conversation(value: object) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    first = cast(list[object], value)[0]
+    return isinstance(first, dict) and cast(dict[str, object], first).get("role") != "assistant"

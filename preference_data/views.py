@@ -1,0 +1,85 @@
+"""What a stage reads from imported data: a richer kind serves every poorer one.
+
+Judgements hold prompts and answers, so they also serve as prompts, as demonstrations (the answers
+ranked best) and as text; what a step asks for need not be what was imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from preference_data.quarantine import DataError
+from preference_data.records import Demonstration, Judgement, Prompt
+from preference_data.sources.store import (
+    RECORD_FILES,
+    read_demonstrations,
+    read_judgements,
+    read_prompts,
+    read_text,
+)
+
+
+def judgements(folder: Path) -> list[Judgement]:
+    """The judgements of an imported folder. Raises DataError if it holds none."""
+    _require(folder, "preferences")
+    return list(read_judgements(folder))
+
+
+def demonstrations(folder: Path) -> list[Demonstration]:
+    """Demonstrations, or the best-ranked answer of every judgement that ranks one alone."""
+    if _holds(folder, "demonstrations"):
+        return list(read_demonstrations(folder))
+    _require(folder, "preferences")
+    return [
+        Demonstration(judgement.prompt, judgement.responses[judgement.ranks.index(1)])
+        for judgement in read_judgements(folder)
+        if judgement.ranks.count(1) == 1
+    ]
+
+
+def prompts(folder: Path) -> list[Prompt]:
+    """The different prompts, in the order they first come up."""
+    found = dict.fromkeys(_prompts(folder))
+    return list(found)
+
+
+def _prompts(folder: Path) -> Iterator[Prompt]:
+    if _holds(folder, "prompts"):
+        yield from read_prompts(folder)
+    elif _holds(folder, "demonstrations"):
+        yield from (row.prompt for row in read_demonstrations(folder))
+    else:
+        _require(folder, "preferences")
+        yield from (row.prompt for row in read_judgements(folder))
+
+
+def text(folder: Path) -> list[str]:
+    """Documents: plain text, or the whole conversations of anything else."""
+    if _holds(folder, "text"):
+        return list(read_text(folder))
+    if _holds(folder, "preferences"):
+        return [
+            "\n\n".join(message.content for message in (*row.prompt.messages, *response.messages))
+            for row in read_judgements(folder)
+            for response in row.responses
+        ]
+    if _holds(folder, "demonstrations"):
+        return [
+            "\n\n".join(m.content for m in (*row.prompt.messages, *row.response.messages))
+            for row in read_demonstrations(folder)
+        ]
+    _require(folder, "prompts")
+    return [
+        "\n\n".join(message.content for message in prompt.messages)
+        for prompt in read_prompts(folder)
+    ]
+
+
+def _holds(folder: Path, kind: str) -> bool:
+    return (folder / RECORD_FILES[kind]).is_file()
+
+
+def _require(folder: Path, kind: str) -> None:
+    if not _holds(folder, kind):
+        raise DataError(f"{folder} holds no {kind}.")

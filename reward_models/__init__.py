@@ -1,0 +1,16 @@
+"""Sequence to scalar: what a reward is, not how it is trained."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reward_models.scalar_head import RewardModel
+
+__all__ = ["RewardModel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RewardModel":
+        from reward_models.scalar_head import RewardModel
+
+        return RewardModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

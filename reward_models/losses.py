@@ -1,0 +1,21 @@
+"""Losses of reward models: pure functions of scores, one element a pair out."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """-log P(chosen beats rejected) under Bradley and Terry (1952), [P] pairs of scores.
+
+    With `label_smoothing` e, the label is taken to be wrong with probability e.
+    """
+    margin = chosen - rejected
+    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+
+
+def centering(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(r_chosen + r_rejected)^2, which pins the free constant of Bradley-Terry near 0
+    (Eisenstein et al. 2023, arXiv:2312.09244, eq. 3)."""
+    return (chosen + rejected).square()

@@ -1,0 +1,162 @@
+"""One scalar a sequence: a linear head on the hidden state of the sequence's last real token.
+
+The head lives beside the Transformer, in float32, and is never wrapped by an adapter. On disk it is
+what transformers and peft call `score`: a reward model saved here loads with plain
+`AutoModelForSequenceClassification` + `PeftModel`, head included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from preference_data.batches import PackedBatch
+
+HEAD_KEY = "base_model.model.score.weight"
+"""Name of the head's weight in a PEFT adapter file."""
+SCORING_FILE = "scoring.json"
+
+
+class ScalarHead(nn.Linear):
+    """[.., D] -> [..], in float32 whatever the hidden states are.
+
+    Starts from N(0, 1 / (D + 1)), so that the first scores have about unit variance
+    (Stiennon et al. 2020). The Bradley-Terry model knows no constant, so a reward has no bias.
+    """
+
+    def __init__(self, hidden_size: int, bias: bool = False):
+        super().__init__(hidden_size, 1, bias=bias, dtype=torch.float32)
+        with torch.no_grad():
+            self.weight.normal_(std=1 / math.sqrt(hidden_size + 1))
+            if bias:
+                self.bias.zero_()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float()).squeeze(-1)
+
+
+def sequence_scores(hidden: Tensor, head: ScalarHead, batch: PackedBatch) -> Tensor:
+    """[B] scores from the hidden states [S, T, D], each read at the sequence's last token."""
+    return head(hidden.flatten(0, 1).index_select(0, batch.last_at))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scores are read: stored with the model, checked by everything that scores with it."""
+
+    renderer: str
+    """Fingerprint of the tokenizer and chat template it was trained with."""
+    max_length: int
+    """Tokens of a conversation that it was trained to read."""
+    mean: float = 0.0
+    """Mean and standard deviation of the scores on training completions; (score - mean) / std is
+    what a policy is optimised for, so that a KL coefficient means the same for every model."""
+    std: float = 1.0
+
+    def save(self, folder: Path) -> None:
+        (folder / SCORING_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Scoring:
+        """Raises FileNotFoundError for a folder that holds no reward model of this toolkit."""
+        return cls(**json.loads((folder / SCORING_FILE).read_text()))
+
+    def check(self, renderer_fingerprint: str, where: str) -> None:
+        """Raises ValueError when text would be rendered otherwise than in training."""
+        if renderer_fingerprint != self.renderer:
+            raise ValueError(
+                f"{where} was trained with another tokenizer or chat template "
+                f"({self.renderer}, here {renderer_fingerprint}); its scores would be shifted."
+            )
+
+
+def value_head_from(head: ScalarHead, scoring: Scoring) -> ScalarHead:
+    """A value head that predicts the normalised score: the critic starts as the reward model."""
+    value = ScalarHead(head.in_features, bias=True)
+    with torch.no_grad():
+        value.weight.copy_(head.weight / scoring.std)
+        value.bias.fill_(-scoring.mean / scoring.std)
+    return value
+
+
+class RewardModel:
+    """A reward model loaded with plain transformers and peft, for scoring text."""
+
+    def __init__(self, model: Any, renderer: Any, scoring: Scoring):
+        self._model = model.eval()
+        self._renderer = renderer
+        self.scoring = scoring
+
+    @classmethod
+    def load(cls, path: str | Path, base: str | None = None) -> RewardModel:
+        """Loads a reward step's folder (or its `adapter/` or `model/`).
+
+        `base` replaces the base model that the adapter names. Raises FileNotFoundError if there is
+        no reward model, ValueError if the tokenizer does not match it.
+        """
+        from peft import PeftConfig, PeftModel
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from preference_data.rendering import Renderer
+
+        folder = Path(path)
+        for part in ("adapter", "model"):
+            if (folder / part).is_dir():
+                folder = folder / part
+        if not (folder / SCORING_FILE).is_file():
+            raise FileNotFoundError(f"{path} holds no reward model (no {SCORING_FILE}).")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if (folder / "adapter_config.json").is_file():
+            base = base or PeftConfig.from_pretrained(folder).base_model_name_or_path
+            model = AutoModelForSequenceClassification.from_pretrained(
+                base, num_labels=1, dtype=torch.float32
+            )
+            model = PeftModel.from_pretrained(model, folder).get_base_model()
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
+        renderer = Renderer(tokenizer)
+        scoring = Scoring.load(folder)
+        scoring.check(renderer.fingerprint(), str(path))
+        return cls(model, renderer, scoring)
+
+    @torch.no_grad()
+    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
+        """The raw score of each completion of the prompt beside it, both plain text.
+
+        Raises ValueError if the lists differ in length, or a text cannot be rendered or is longer
+        than the model was trained to read.
+        """
+        from preference_data.batches import Group, pack
+        from preference_data.records import Prompt, Response
+
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions.")
+        scores: list[float] = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            row = self._renderer.render(Prompt.from_text(prompt), Response.from_text(completion))
+            if len(row) > self.scoring.max_length:
+                raise ValueError(
+                    f"a conversation of {len(row)} tokens is longer than the "
+                    f"{self.scoring.max_length} that this reward model reads"
+                )
+            batch = pack([Group(row.prompt, (row.completion,))])
+            hidden = self._model.base_model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                attention_mask=batch.attention_mask(),
+                use_cache=False,
+            ).last_hidden_state
+            head = self._model.score
+            last = hidden.flatten(0, 1).index_select(0, batch.last_at)
+            scores += head(last.to(_weight_of(head).dtype)).squeeze(-1).tolist()
+        return scores
+
+
+def _weight_of(head: nn.Module) -> Tensor:
+    return next(head.parameters())

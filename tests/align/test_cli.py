@@ -1,0 +1,537 @@
+"""The command line: what it asks of the library, what it prints, and how it fails."""
+
+# ruff: noqa: E501 - a case of a table stays in one line
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import align
+from align.artifacts import Artifact, Rows
+from align.cli import main
+from align.config import json_schema
+
+CONFIG = """
+name: small
+output_dir: {folder}/run
+data:
+  pairs: {{path: "builtin:demonstrations"}}
+  labels: {{path: "builtin:labels"}}
+steps:
+  sft: {{kind: sft, data: pairs}}
+  reward: {{kind: reward, data: labels, init: sft}}
+"""
+
+
+def step(kind: str, cached: bool = False, **metrics: float) -> dict[str, Any]:
+    rows = {"in": 1200, "out": 1100, "quarantined": 100}
+    return {"kind": kind, "seconds": 75.0, "cached": cached, "rows": rows, "metrics": metrics}
+
+
+class FakePipeline:
+    """Stands for align.pipeline.Pipeline: notes what it is asked and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.steps: dict[str, Any] = {}
+        self.plan_rows: list[dict[str, Any]] = []
+        self.error: BaseException | None = None
+        self.is_main = True
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        outer = self
+
+        class Pipeline:
+            def __init__(self, config: Any):
+                self.config = config
+
+            def run(self, **selection: Any) -> dict[str, Any]:
+                outer.asked.append((self.config, selection))
+                if outer.error is not None:
+                    raise outer.error
+                return {"name": "small", "seconds": 80.0, "steps": outer.steps}
+
+            def plan(self) -> list[dict[str, Any]]:
+                return outer.plan_rows
+
+        class StepError(RuntimeError):
+            pass
+
+        module = types.ModuleType("align.pipeline")
+        module.__dict__.update(
+            Pipeline=Pipeline, StepError=StepError, main_process=lambda: outer.is_main
+        )
+        self.StepError = StepError
+        monkeypatch.setitem(sys.modules, "align.pipeline", module)
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    fake = FakePipeline()
+    fake.install(monkeypatch)
+    return fake
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG.format(folder=tmp_path))
+    return str(path)
+
+
+def lines(text: str) -> list[str]:
+    """The lines with runs of spaces as one."""
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+# --- run and plan --------------------------------------------------------------------------------
+
+
+def test_run_passes_the_selection_and_the_overrides_on(
+    pipeline: FakePipeline, config: str, monkeypatch: pytest.MonkeyPatch
+):
+    arguments = ["run", config, "seed=3", "--force", "sft", "lora.r=4", "--force", "reward"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/align", *arguments[:1], "my config.yaml"])
+    assert main(arguments) == 0
+    [(settings, selection)] = pipeline.asked
+    assert (settings.seed, settings.lora.r) == (3, 4)
+    assert selection == {
+        "only": None,
+        "start_from": None,
+        "force": ("sft", "reward"),
+        "command": "align run 'my config.yaml'",
+    }
+
+
+@pytest.mark.parametrize(("option", "name"), [("--only", "only"), ("--from", "start_from")])
+def test_run_starts_where_it_is_told(pipeline: FakePipeline, config: str, option: str, name: str):
+    assert main(["run", config, option, "reward"]) == 0
+    assert pipeline.asked[0][1][name] == "reward"
+
+
+def test_run_ends_with_the_table_and_the_report(
+    pipeline: FakePipeline, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    judged = {"evaluate/gold/win_rate/ppo_vs_sft": 0.71}
+    judged |= {f"{name}_{end}": v for name in judged for end, v in (("low", 0.66), ("high", 0.76))}
+    pipeline.steps = {
+        "sft": step("sft", cached=True, **{"train/loss": 1.25}),
+        "reward": step("reward", **{"reward/accuracy": 0.86}),
+        "ppo": step("ppo", **{"objective/kl": 7.31, "objective/score": 2.1, "time/score": 4.0}),
+        "evaluate": step("evaluate", **judged),
+        "export": {**step("export"), "rows": None},
+    }
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").touch()
+    assert main(["run", config]) == 0
+    assert lines(capsys.readouterr().out) == [
+        "step kind time cached rows result",
+        "sft sft 1 min 15 s yes 1,100 of 1,200 loss 1.2",
+        "reward reward 1 min 15 s 1,100 of 1,200 accuracy 0.86",
+        "ppo ppo 1 min 15 s 1,100 of 1,200 kl 7.3, score 2.1",
+        "evaluate evaluate 1 min 15 s 1,100 of 1,200 gold ppo_vs_sft 0.71 [0.66, 0.76]",
+        "export export 1 min 15 s",
+        f"Report: {tmp_path / 'run' / 'report.html'}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "says"),
+    [
+        (1, "Nothing to do: the step is done."),
+        (3, "Nothing to do: all 3 steps are done."),
+    ],
+)
+def test_a_run_that_was_done_already_says_so(
+    pipeline: FakePipeline, config: str, capsys: pytest.CaptureFixture[str], count: int, says: str
+):
+    pipeline.steps = {f"sft{i}": step("sft", cached=True) for i in range(count)}
+    assert main(["run", config]) == 0
+    assert lines(capsys.readouterr().out)[-1] == says
+    pipeline.steps["sft0"]["cached"] = False
+    assert main(["run", config]) == 0
+    assert "Nothing to do" not in capsys.readouterr().out
+
+
+def test_only_the_main_process_prints(
+    pipeline: FakePipeline, config: str, capsys: pytest.CaptureFixture[str]
+):
+    pipeline.steps = {"sft": step("sft")}
+    pipeline.is_main = False
+    assert main(["run", config]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_plan_says_what_would_run_and_why(
+    pipeline: FakePipeline, config: str, capsys: pytest.CaptureFixture[str]
+):
+    pipeline.plan_rows = [
+        {"name": "sft", "kind": "sft", "state": "done", "reason": "", "rows": 1500},
+        {
+            "name": "reward",
+            "kind": "reward",
+            "state": "run",
+            "reason": "sft will run",
+            "rows": None,
+        },
+    ]
+    assert main(["plan", config, "seed=3"]) == 0
+    assert lines(capsys.readouterr().out) == [
+        "step kind state rows why",
+        "sft sft done 1,500",
+        "reward reward run sft will run",
+        "1 of 2 would run.",
+    ]
+    del pipeline.plan_rows[1]
+    assert main(["plan", config]) == 0
+    assert lines(capsys.readouterr().out)[-1] == "Nothing to do: all is done."
+
+
+def test_plan_loads_no_torch(config: str):
+    code = (
+        "import sys\nfrom align.cli import main\n"
+        f"code = main(['plan', {config!r}])\n"
+        "sys.exit(code or (9 if 'torch' in sys.modules or 'transformers' in sys.modules else 0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    planned = [line.split()[:3] for line in done.stdout.splitlines()]
+    assert ["sft", "sft", "run"] in planned and ["reward", "reward", "run"] in planned
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Missing argument 'CONFIG'. See `align --help`."),
+        (["run", "none.yaml"], "none.yaml: there is no such file."),
+        (["run", "CONFIG", "sed"], "'sed' is no override; write key.path=value."),
+        (["run", "CONFIG", "lora.r=0"], "lora.r is 0: it must be more than 0."),
+        (["run", "CONFIG", "--only", "rewrad"], "--only names the step 'rewrad', which does not exist; did you mean 'reward'? The steps: sft, reward."),
+        (["run", "CONFIG", "--from", "ppo"], "--from names the step 'ppo', which does not exist. The steps: sft, reward."),
+        (["run", "CONFIG", "--force", "stf"], "--force names the step 'stf', which does not exist; did you mean 'sft'? The steps: sft, reward."),
+        (["run", "CONFIG", "--only", "sft", "--from", "sft"], "--only and --from exclude each other; leave one out."),
+        (["inspect", "none"], "none: there is no such folder."),
+        (["score", "none", "--prompt", "a", "--completion", "b"], "none: there is no such folder."),
+        (["score", "none", "--prompt", "a"], "Give either --file, or --prompt with one or more --completion."),
+        (["score", "none", "--file", "a", "--prompt", "a"], "Give either --file, or --prompt with one or more --completion."),
+        (["score", "none", "--completion", "a"], "Give either --file, or --prompt with one or more --completion."),
+        (["chat", "none"], "none: there is no such folder."),
+        (["export", "none", "out"], "none: there is no such folder."),
+        (["report", "none"], "none is no run folder: it holds no run.json."),
+        (["import", "none.csv", "--output", "out", "--mapping", "none.yaml"], "none.yaml: there is no such file."),
+    ],
+)  # fmt: skip
+def test_the_user_s_mistake_is_a_sentence_and_code_2(
+    arguments: list[str], message: str, config: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([config if word == "CONFIG" else word for word in arguments]) == 2
+    assert capsys.readouterr() == ("", message + "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["rnu"], ["No such command 'rnu'", "See `align --help`."]),
+        (["run", "CONFIG", "--ony", "sft"], ["No such option: --ony", "See `align --help`."]),
+        (["import", "a.csv", "--output", "o", "--kind", "x"], ["'--kind'", "'x' is not one of 'preferences', 'demonstrations', 'prompts', 'text'"]),
+        (["import", "a.csv", "--output", "o", "--max-quarantined", "2"], ["max_quarantined is a share between 0 and 1, not 2.0."]),
+        (["import", "a.csv", "--output", "o", "--limit", "0"], ["limit is a number of rows from 1 up, not 0."]),
+        (["inspect", "a", "--rows", "x"], ["'--rows'", "integer"]),
+        (["import", "none.csv", "--output", "OUT"], ["none.csv"]),
+    ],
+)  # fmt: skip
+def test_usage_and_data_errors_are_one_line_and_code_2(
+    arguments: list[str], parts: list[str], config: str, tmp_path: Path, capsys: Any
+):
+    places = {"CONFIG": config, "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    for part in parts:
+        assert part in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a/model.safetensors"), 1, "No space left while writing runs/a/model.safetensors; free some and run again."),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left; free some and run again."),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 1, "runs/a: Permission denied."),
+        (KeyboardInterrupt(), 130, "Interrupted; run the same command again to go on."),
+        (TypeError("boom."), 1, "TypeError: boom. Run it again with --debug for the traceback."),
+    ],
+)  # fmt: skip
+def test_the_run_s_failure_is_a_sentence_and_its_code(
+    pipeline: FakePipeline, config: str, error: BaseException, code: int, message: str, capsys: Any
+):
+    pipeline.error = error
+    assert main(["run", config]) == code
+    assert capsys.readouterr() == ("", message + "\n")
+
+
+def test_a_failed_step_speaks_for_itself(pipeline: FakePipeline, config: str, capsys: Any):
+    pipeline.error = pipeline.StepError("step sft failed: the loss is not finite at step 7.")
+    assert main(["run", config]) == 1
+    assert capsys.readouterr() == ("", "step sft failed: the loss is not finite at step 7.\n")
+
+
+def test_the_traceback_comes_with_debug(pipeline: FakePipeline, config: str, capsys: Any):
+    pipeline.error = TypeError("boom")
+    assert main(["run", config, "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("TypeError: boom.\n")
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+LABELS = """question,a,b,winner,who
+What is 2+2?,4,5,1,ann
+What is 3+3?,6,7,1,bob
+What is 4+4?,9,8,2,ann
+What is 5+5?,10,11,?,ann
+"""
+
+
+@pytest.fixture
+def imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    """A data folder made by `align import`, and what that printed."""
+    (tmp_path / "labels.csv").write_text(LABELS)
+    (tmp_path / "columns.yaml").write_text(
+        "prompt: question\nresponses: [a, b]\nlabel: winner\nannotator: who\n"
+        "labels: {1: first, 2: second}\n"
+    )
+    folder = tmp_path / "data"
+    code = main(
+        ["import", str(tmp_path / "labels.csv"), "--output", str(folder), "--mapping",
+         str(tmp_path / "columns.yaml"), "--max-quarantined", "0.5"]
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert (code, captured.err) == (0, "")
+    return folder, captured.out
+
+
+def test_import_counts_rows_by_reason_label_and_annotator(imported: tuple[Path, str]):
+    folder, printed = imported
+    report = json.loads((folder / "import.json").read_text())
+    assert (report["rows_in"], report["rows_out"], report["rows_quarantined"]) == (4, 3, 1)
+    [reason] = report["by_reason"]
+    table = lines(printed)
+    assert table[0].startswith("4 rows in, 3 out, 1 quarantined (")
+    for line in (
+        "quarantined because rows",
+        f"{reason} 1",
+        "first 2",
+        "second 1",
+        "ann 2",
+        "bob 1",
+    ):
+        assert line in table
+    assert table.index("first 2") < table.index("second 1") < table.index("ann 2")
+
+
+def test_inspect_shows_the_counts_and_the_first_rows(imported: tuple[Path, str], capsys: Any):
+    folder, printed = imported
+    assert main(["inspect", str(folder), "--rows", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(printed)
+    assert "judgements.jsonl, row 2" in shown and "row 3" not in shown
+    assert "What is 2+2?" in shown and "What is 4+4?" not in shown
+
+
+def test_inspect_shows_the_facts_and_samples_of_a_step(tmp_path: Path, capsys: Any):
+    Artifact(
+        name="ppo", kind="ppo", path=tmp_path, fingerprint="abc", inputs={"sft": "1", "reward": "2"},
+        base="some/base", seconds=75.0, rows=Rows(10, 9, 1), metrics={"objective/kl": 7.31},
+        seed=17, versions={"torch": "2.13.0"},
+    ).save()  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text('{"prompt": "hi [bold]", "score": 0.5, "note": null}\n')
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert lines(capsys.readouterr().out) == [
+        "step ppo",
+        "kind ppo",
+        "base some/base",
+        "fingerprint abc",
+        "made from sft, reward",
+        "seed 17",
+        "time 1 min 15 s",
+        "rows 9 of 10",
+        "versions torch 2.13.0",
+        "objective/kl 7.3",
+        "",
+        "samples.jsonl, row 1",
+        "prompt: hi [bold]",
+        "score: 0.5",
+    ]
+
+
+def test_inspect_shows_the_table_of_a_run(tmp_path: Path, capsys: Any):
+    summary = {"name": "small", "seconds": 1.0, "steps": {"sft": step("sft")}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert lines(capsys.readouterr().out)[1] == "sft sft 1 min 15 s 1,100 of 1,200"
+
+
+def test_inspect_refuses_any_other_folder(tmp_path: Path, capsys: Any):
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"{tmp_path} is no data folder, step or finished run: it holds neither import.json, "
+        "artifact.json nor summary.json.\n"
+    )
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward model that counts the letters of prompt and completion."""
+
+    class RewardModel:
+        @classmethod
+        def load(cls, path: Path) -> RewardModel:
+            assert path.is_dir()
+            return cls()
+
+        def score(self, prompts: list[str], completions: list[str]) -> list[float]:
+            return [10.0 * len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+
+    module = types.ModuleType("reward_models")
+    module.__dict__["RewardModel"] = RewardModel
+    monkeypatch.setitem(sys.modules, "reward_models", module)
+
+
+@pytest.mark.usefixtures("reward_model")
+def test_score_prints_a_number_an_answer(tmp_path: Path, capsys: Any):
+    answers = ["--completion", "a", "--completion", "abc"]
+    assert main(["score", str(tmp_path), "--prompt", "hi", *answers]) == 0
+    assert capsys.readouterr().out == "21.0000\n23.0000\n"
+
+
+@pytest.mark.usefixtures("reward_model")
+def test_score_adds_the_score_to_each_row_of_a_file(tmp_path: Path, capsys: Any):
+    rows = [{"prompt": "hi", "completion": "é"}, {"prompt": "", "completion": "ab", "id": 3}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["score", str(tmp_path), "--file", str(tmp_path / "rows.jsonl")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        '{"prompt": "hi", "completion": "é", "score": 21.0}',
+        '{"prompt": "", "completion": "ab", "score": 2.0}',
+    ]
+
+
+@pytest.mark.usefixtures("reward_model")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "is no JSON."),
+        ('{"prompt": "a"}', ": a row needs prompt and completion, both text."),
+        ('{"prompt": ["a"], "completion": "b"}', ": a row needs prompt and completion, both text."),
+        ("3", ": a row needs prompt and completion, both text."),
+    ],
+)
+def test_score_names_the_line_that_is_wrong(tmp_path: Path, line: str, message: str, capsys: Any):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n' + line + "\n")
+    assert main(["score", str(tmp_path), "--file", str(path)]) == 2
+    space = "" if message.startswith(":") else " "
+    assert capsys.readouterr() == ("", f"{path}, line 2{space}{message}\n")
+
+
+@pytest.fixture
+def speaker(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
+    """The conversations that a policy was given; it answers with their length."""
+    heard: list[list[dict[str, str]]] = []
+
+    class Speaker:
+        def reply(self, messages: list[dict[str, str]]) -> str:
+            heard.append([dict(message) for message in messages])
+            return f"reply {len(messages)}"
+
+    module = types.ModuleType("align.policy")
+    module.__dict__["load_for_chat"] = lambda path: Speaker()
+    monkeypatch.setitem(sys.modules, "align.policy", module)
+    return heard
+
+
+def test_chat_answers_one_prompt(speaker: list[Any], tmp_path: Path, capsys: Any):
+    assert main(["chat", str(tmp_path), "--prompt", "hello"]) == 0
+    assert capsys.readouterr().out == "reply 1\n"
+    assert speaker == [[{"role": "user", "content": "hello"}]]
+
+
+def test_chat_keeps_the_conversation_until_the_input_ends(
+    speaker: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    typed = iter(["one", " two "])
+
+    def ask(prompt: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert main(["chat", str(tmp_path)]) == 0
+    assert speaker[1] == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "reply 1"},
+        {"role": "user", "content": "two"},
+    ]
+    assert len(speaker) == 2
+
+
+def test_export_calls_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    calls: list[Any] = []
+    module = types.ModuleType("align.stages.export")
+    module.__dict__["export_folder"] = lambda *arguments: calls.append(arguments)
+    monkeypatch.setitem(sys.modules, "align.stages.export", module)
+    assert main(["export", str(tmp_path), str(tmp_path / "out"), "--merge"]) == 0
+    assert calls == [(tmp_path, tmp_path / "out", True)]
+    assert capsys.readouterr().out == f"Exported: {tmp_path / 'out'}\n"
+
+
+def test_report_is_written_into_the_run(tmp_path: Path, capsys: Any):
+    (tmp_path / "run.json").write_text('{"name": "small", "config": {}, "command": "align run"}')
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"Report: {tmp_path / 'report.html'}\n"
+    assert "small" in (tmp_path / "report.html").read_text()
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+def test_schema_is_the_configuration_s(capsys: Any):
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+def test_version(capsys: Any):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"align {align.__version__}\n"
+
+
+def test_help_names_every_command(capsys: Any):
+    assert main([]) == 0
+    shown = lines(capsys.readouterr().out)
+    names = ["run", "plan", "import", "inspect", "score", "chat", "export", "report", "schema"]
+    commands = shown[shown.index("Commands:") + 1 :]
+    assert [line.split()[0] for line in commands if line] == names
+
+
+def test_the_package_offers_the_pipeline_and_nothing_that_it_has_not(pipeline: FakePipeline):
+    assert align.Pipeline is sys.modules["align.pipeline"].Pipeline
+    with pytest.raises(AttributeError, match="module 'align' has no attribute 'Pipline'"):
+        align.Pipline  # noqa: B018

@@ -1,0 +1,459 @@
+"""Tables of labels: what spreadsheets and web forms do to a CSV file, and what is said of it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preference_data import Columns, DataError, read_preferences
+from preference_data.quarantine import Rejected
+from preference_data.sources import tables
+from preference_data.sources.files import Reading
+from preference_data.sources.formats import read_records
+from preference_data.sources.tables import read_table
+
+HEADER = "prompt,response_a,response_b,label\n"
+RANKED = "prompt,response_1,response_2,response_3,rank_1,rank_2,rank_3\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(text: str | bytes, name: str = "labels.csv") -> str:
+    Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return name
+
+
+def read(path: str, **choices) -> tuple[list, list[Rejected]]:
+    """(judgements, rejects), whatever their shares."""
+    _, items = read_records(path, "preferences", "auto", Reading(**choices))
+    found = list(items)
+    rejects = [item for item in found if isinstance(item, Rejected)]
+    return [item for item in found if not isinstance(item, Rejected)], rejects
+
+
+def cells(judgement) -> list[str]:
+    return [judgement.prompt.text, *(response.text for response in judgement.responses)]
+
+
+def error(path: str, **choices) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path, **choices)
+    return str(caught.value)
+
+
+# --- what the rows mean --------------------------------------------------------------------------
+
+
+def test_each_label_becomes_its_verdict_whatever_its_case(here):
+    labels = ["A", "b", "TIE", "both_bad", "Both Good"]
+    rows = "".join(f"p{label},x,y,{label}\n" for label in labels)
+    judgements, rejects = read(write(HEADER + rows))
+    assert rejects == []
+    assert [(j.ranks, j.outcome) for j in judgements] == [
+        ((1, 2), None), ((2, 1), None), ((1, 1), "tie"), ((1, 1), "both_bad"),
+        ((1, 1), "both_good"),
+    ]  # fmt: skip
+
+
+def test_optional_columns_are_read_and_others_left_alone(here):
+    text = (
+        "id,prompt,response_a,response_b,label,annotator,strength,comment,system,created_at\n"
+        "007,p,x,y,A,w1,0.25,because,Be brief.,2026-01-01\n"
+        "008,p,x,y,B,,,,,\n"
+    )
+    full, bare = read(write(text))[0]
+    assert (full.annotator, full.strength, full.comment) == ("w1", 0.25, "because")
+    assert full.prompt.text == "system: Be brief.\nuser: p"
+    assert (bare.annotator, bare.strength, bare.comment) == (None, None, None)
+    assert (full.source.format, full.source.file) == ("table", "labels.csv")
+    assert [(j.source.row, j.source.line) for j in (full, bare)] == [(1, 2), (2, 3)]
+
+
+def test_rows_of_rankings_may_differ_in_length_and_leave_answers_unranked(here):
+    rows = "p,x,y,z,2,1,3\nq,x,y,,1,1,\nr,x,y,z,1.0,,2.0\n"
+    three, two, gap = read(write(RANKED + rows))[0]
+    assert three.ranks == (2, 1, 3)
+    assert (len(two.responses), two.ranks, two.outcome) == (2, (1, 1), "tie")
+    assert (gap.ranks, gap.outcome) == ((1, None, 2), None)
+
+
+def test_a_mapping_names_other_columns_and_other_labels(here):
+    text = "question,left,right,winner,worker\np,x,y,1,w\np,x,y,0,w\np,x,y,neither,w\n"
+    columns = Columns(
+        prompt="question",
+        responses=("left", "right"),
+        label="winner",
+        annotator="worker",
+        labels={"0": "second", "1": "first", "Neither": "unsure"},
+    )
+    judgements, _ = read(write(text), columns=columns)
+    assert [j.label for j in judgements] == ["first", "second", "unsure"]
+    assert {j.annotator for j in judgements} == {"w"}
+
+
+def test_a_mapping_of_labels_alone_keeps_the_usual_columns(here):
+    columns = Columns(labels={"0": "first", "1": "second"})
+    assert read(write(HEADER + "p,x,y,1\n"), columns=columns)[0][0].label == "second"
+
+
+def test_a_mapping_of_ranks(here):
+    columns = Columns(prompt="q", responses=("good", "bad"), ranks=("rg", "rb"))
+    (judgement,) = read(write("q,good,bad,rg,rb\np,x,y,2,1\n"), columns=columns)[0]
+    assert judgement.ranks == (2, 1)
+
+
+def test_json_lines_hold_the_same_keys_and_messages(here):
+    turns = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "?"}]
+    rows = [
+        {"prompt": [*turns, turns[0]], "response_a": "x", "response_b": "y", "label": "B"},
+        {"prompt": "p", "response_1": "x", "response_2": "y", "rank_1": 1, "rank_2": 2},
+        {"prompt": "p", "response_a": True, "response_b": "y", "label": "A"},
+    ]
+    text = "\n".join(json.dumps(row) for row in rows) + "\n\n{broken\n[1]\n"
+    (chat, ranked), rejects = read(write(text, "labels.jsonl"))
+    assert len(chat.prompt.messages) == 3 and chat.ranks == (2, 1)
+    assert ranked.ranks == (1, 2) and ranked.source.line == 2
+    assert [(r.row, r.line, r.reason) for r in rejects] == [
+        (3, 3, "wrong_type"), (4, 5, "json_invalid"), (5, 6, "json_not_object"),
+    ]  # fmt: skip
+    assert rejects[0].detail == "row 3 (line 3): response_a is True, not text."
+
+
+# --- what is said of bad input -------------------------------------------------------------------
+
+
+def test_missing_file(here):
+    assert error("labels.csv") == f"There is no file labels.csv (looked for {here}/labels.csv)."
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "\ufeff"])
+@pytest.mark.parametrize("name", ["labels.csv", "labels.jsonl"])
+def test_empty_file(here, name, text):
+    assert error(write(text, name)) == f"{name} is empty."
+
+
+def test_header_without_rows(here):
+    assert error(write(HEADER)) == "labels.csv has a header but no rows."
+
+
+def test_a_missing_column_is_named_with_those_found_and_the_nearest(here):
+    assert error(write("promt,response_a,response_b,label\np,x,y,A\n")) == (
+        'labels.csv has no column "prompt" (nearest: "promt"); it has promt, response_a, '
+        "response_b, label. Rename the column, or map with columns.prompt."
+    )
+
+
+def test_several_missing_columns_are_named_at_once(here):
+    assert error(write("prompt,response_1,response_2,rank1,rank_2\np,x,y,1,2\n")) == (
+        'labels.csv has no column "rank_1" (nearest: "rank1"); it has prompt, response_1, '
+        "response_2, rank1, rank_2. Rename the column, or map with columns.ranks."
+    )
+    assert error(write("text\nx\n")) == (
+        'labels.csv has no columns "prompt", "response_a", "response_b", "label"; it has text. '
+        "Rename the columns, or map with columns.prompt, columns.responses, columns.label."
+    )
+
+
+def test_a_mapped_column_that_is_not_there(here):
+    assert error(write(HEADER + "p,x,y,A\n"), columns=Columns(annotator="worker")) == (
+        'labels.csv has no column "worker"; it has prompt, response_a, response_b, label. '
+        "Rename the column, or map with columns.annotator."
+    )
+
+
+def test_an_unknown_label_is_set_aside_with_row_value_and_allowed_values(here):
+    judgements, (reject,) = read(write(HEADER + "p,x,y,A\np,x,y,C\n"))
+    assert len(judgements) == 1
+    assert (reject.row, reject.line, reject.reason) == (2, 3, "label_unknown")
+    assert reject.detail == (
+        "row 2 (line 3): the label 'C' is not one of A, B, tie, both_bad, both_good."
+    )
+    assert reject.raw == {"prompt": "p", "response_a": "x", "response_b": "y", "label": "C"}
+
+
+@pytest.mark.parametrize("label", ["0", "1", "2", "-1", "1.5"])
+def test_the_meaning_of_a_number_is_never_guessed(here, label):
+    assert error(write(HEADER + f"p,x,y,A\np,x,y,{label}\n")) == (
+        f"labels.csv, row 2 (line 3): the label '{label}' has no agreed meaning. Give it one with "
+        'columns.labels, such as {"0": "first", "1": "second"}.'
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ("p,x,x,A", "identical_responses", "two identical answers are ranked one above the other."),
+        ("p,x,y,", "label_missing", "label is empty."),
+        (" ,x,y,A", "empty_prompt", "prompt is empty."),
+        ("p,x,\t,A", "empty_response", "response_b is empty."),
+    ],
+)
+def test_rows_of_pairs_that_are_set_aside(here, row, reason, detail):
+    _, (reject,) = read(write(HEADER + row + "\n"))
+    assert (reject.reason, reject.detail) == (reason, f"row 1 (line 2): {detail}")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ("p,x,y,,1,first,", "rank_invalid", "rank_2 is 'first', not a whole number from 1"),
+        ("p,x,y,,0,1,", "rank_invalid", "rank_1 is '0', not a whole number from 1 (best) up."),
+        ("p,x,y,z,1,,", "too_few_ranks", "1 of 3 answers are ranked."),
+        ("p,x,y,,1,2,3", "empty_response", "response_3 is empty."),
+        ("p,x,y,x,1,2,3", "identical_responses", "two identical answers are ranked one above"),
+    ],
+)
+def test_rows_of_rankings_that_are_set_aside(here, row, reason, detail):
+    _, (reject,) = read(write(RANKED + row + "\n"))
+    assert reject.reason == reason
+    assert reject.detail.startswith(f"row 1 (line 2): {detail}")
+
+
+def test_identical_answers_may_tie(here):
+    assert read(write(HEADER + "p,x,x,tie\n"))[0][0].label == "tie"
+
+
+@pytest.mark.parametrize("strength", ["2", "-0.1", "nan", "much"])
+def test_a_strength_outside_0_to_1_is_set_aside(here, strength):
+    text = f"prompt,response_a,response_b,label,strength\np,x,y,A,{strength}\n"
+    _, (reject,) = read(write(text))
+    assert reject.detail == (f"row 1 (line 2): strength is '{strength}', not a number from 0 to 1.")
+
+
+def test_a_json_object_without_a_column_is_set_aside_when_others_have_it(here):
+    row = {"prompt": "p", "response_a": "x", "response_b": "y", "label": "A"}
+    less = {key: value for key, value in row.items() if key != "label"}
+    _, (reject,) = read(write(f"{json.dumps(row)}\n{json.dumps(less)}\n", "l.jsonl"))
+    assert reject.reason == "column_missing"
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        ({"ranks": ("r",), "label": "l"}, "Map the answers' ranks or their label, not both."),
+        (
+            {"responses": ("x", "y"), "ranks": ("r",)},
+            "1 columns of ranks do not fit 2 of responses.",
+        ),
+        (
+            {"responses": ("x", "y", "z"), "label": "l"},
+            "A label needs two columns of responses, and ranks two or more.",
+        ),
+        (
+            {"labels": {"0": "left"}},
+            "columns.labels.0 is one of first, second, tie, both_good, both_bad, unsure, "
+            "not 'left'.",
+        ),
+    ],
+)
+def test_a_mapping_that_contradicts_itself(choices, sentence):
+    with pytest.raises(ValueError) as caught:
+        Columns(**choices)
+    assert str(caught.value) == sentence
+
+
+def test_a_label_cannot_compare_three(here):
+    columns = Columns(labels={"x": "first"})
+    assert error(write(RANKED + "p,x,y,z,1,2,3\n"), columns=columns) == (
+        "labels.csv has 3 columns of responses, and a label compares two. "
+        "Map columns.ranks, or two columns.responses."
+    )
+
+
+# --- what is in files called CSV (preference-formats.md, 1.17) -----------------------------------
+
+
+@pytest.mark.parametrize("extra", ["p,x,y,A,EXTRA", "p,x,y,A,"])
+def test_a_first_row_that_is_too_long_shifts_nothing(here, extra):
+    judgements, (reject,) = read(write(HEADER + extra + "\nq,x,y,B\n"))
+    assert [cells(j) for j in judgements] == [["q", "x", "y"]]
+    assert (reject.reason, reject.detail) == (
+        "fields_extra",
+        "row 1 (line 2) has 5 fields where the header has 4.",
+    )
+
+
+def test_a_row_that_is_too_short(here):
+    _, (reject,) = read(write(HEADER + "q,x,y,B\np,x,y\n"))
+    assert (reject.reason, reject.raw) == ("fields_missing", ["p", "x", "y"])
+
+
+def test_an_unterminated_quote_names_the_line_where_its_row_begins(here):
+    text = HEADER + 'p,"x\nx",y,A\np,"x,y,A\n' + "q,x,y,B\n" * 5
+    assert error(write(text)) == (
+        "labels.csv: a quoted field in the row that begins on line 4 is never closed. "
+        "Close it, and double every quote inside it."
+    )
+
+
+def test_a_field_that_is_too_long_names_the_line_where_its_row_begins(here, monkeypatch):
+    monkeypatch.setattr(tables, "FIELD_LIMIT", 1000)
+    text = HEADER + "q,x,y,B\n" + 'p,"' + "x\n" * 600 + '",y,A\n'
+    assert error(write(text)) == (
+        "labels.csv: a field in the row that begins on line 3 is longer than 1,000 characters. "
+        "Look for a quote that is never closed."
+    )
+
+
+def test_backslash_escapes_spoil_their_own_row_only(here):
+    text = HEADER + 'p,"he said \\"hi\\", then",y,A\nq,x,y,B\n'
+    judgements, (reject,) = read(write(text))
+    assert [cells(j) for j in judgements] == [["q", "x", "y"]]
+    assert (reject.reason, reject.line) == ("csv_syntax", 2)
+    assert reject.raw == 'p,"he said \\"hi\\", then",y,A\n'
+
+
+def test_a_quote_inside_a_bare_field_is_text(here):
+    assert cells(read(write(HEADER + 'p,5" pipe,y,A\n'))[0][0])[1] == '5" pipe'
+
+
+def test_a_duplicate_column_is_an_error(here):
+    assert error(write("prompt,response_a,response_b,label,prompt\np,x,y,A,q\n")) == (
+        'The header of labels.csv names "prompt" twice. Rename one of the two.'
+    )
+
+
+def test_a_trailing_comma_in_the_header_is_a_column_without_a_name(here):
+    text = "prompt,response_a,response_b,label,\np,x,y,A,\n"
+    assert cells(read(write(text))[0][0]) == ["p", "x", "y"]
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "None", "007", "1e5", "=1+1", "- item", "nan"])
+def test_words_that_others_convert_stay_text(here, word):
+    assert cells(read(write(HEADER + f"{word},x,{word}2,A\n"))[0][0]) == [word, "x", f"{word}2"]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]
+)
+def test_encodings_are_told_apart(here, encoding, recwarn):
+    path = write((HEADER + "où,naïve – €,y,A\n").encode(encoding))
+    (judgement,) = read_preferences(path)
+    assert cells(judgement) == ["où", "naïve – €", "y"]
+    said = [str(warning.message) for warning in recwarn]
+    assert said == (
+        [
+            "labels.csv is not UTF-8 and was read as cp1252 (Windows); if letters look wrong, "
+            "name its encoding."
+        ]
+        if encoding == "cp1252"
+        else []
+    )
+
+
+def test_a_named_encoding_is_used_and_checked(here):
+    path = write((HEADER + "Łódź,x,y,A\n").encode("cp1250"))
+    assert cells(read(path, encoding="cp1250")[0][0])[0] == "Łódź"
+    assert error(path, encoding="utf-8") == "labels.csv is not text in utf-8."
+    assert error(path, encoding="klingon") == "'klingon' is no encoding that Python knows."
+    assert error(write(b"prompt\n\x81\n")) == (
+        "labels.csv is text in no known encoding. Name it with the encoding option."
+    )
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("opening", ["", "sep={}\r\n"])
+def test_delimiters_are_told_apart(here, delimiter, opening):
+    rows = [HEADER.strip().split(","), ["p; a | b, c\td", "x", "y,", "A"], ["q", "x", "y", "B"]]
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=delimiter).writerows(rows)
+    judgements, rejects = read(write(opening.format(delimiter) + stream.getvalue()))
+    assert rejects == []
+    assert [cells(j) for j in judgements] == [["p; a | b, c\td", "x", "y,"], ["q", "x", "y"]]
+    assert judgements[0].source.line == (3 if opening else 2)
+
+
+def test_a_given_delimiter_wins_over_a_sep_line(here):
+    text = "sep=;\n" + HEADER.replace(",", "^") + "p^x^y^A\n"
+    assert cells(read(write(text), delimiter="^")[0][0]) == ["p", "x", "y"]
+    with pytest.raises(DataError, match=r"^A delimiter is one character, not '::'\.$"):
+        Reading(delimiter="::")
+
+
+def test_bare_carriage_returns_end_lines(here):
+    judgements, _ = read(write((HEADER + "p,x,y,A\nq,x,y,B\n").replace("\n", "\r")))
+    assert [j.source.line for j in judgements] == [2, 3]
+
+
+def test_a_nul_stays(here):
+    assert cells(read(write(HEADER + "p\0q,x,y,A\n"))[0][0])[0] == "p\0q"
+
+
+def test_a_field_above_the_standard_limit_is_read(here):
+    long = "x" * 200_000
+    assert cells(read(write(HEADER + f"p,{long},y,A\n"))[0][0])[1] == long
+
+
+def test_a_header_repeated_in_the_middle_is_no_data(here):
+    judgements, (reject,) = read(write(HEADER + "p,x,y,A\n" + HEADER + "q,x,y,B\n"))
+    assert len(judgements) == 2
+    assert (reject.row, reject.line, reject.reason) == (2, 3, "header_repeated")
+
+
+def test_line_numbers_count_lines_inside_quotes_and_blank_ones(here):
+    text = HEADER + 'p,"x\r\nx\nx",y,A\n\nq,x,y,B\n'
+    judgements, _ = read(write(text))
+    assert cells(judgements[0])[1] == "x\r\nx\nx"
+    assert [(j.source.row, j.source.line) for j in judgements] == [(1, 2), (2, 6)]
+
+
+def test_compressed_files_and_broken_ones(here):
+    whole = gzip.compress((HEADER + "p,x,y,A\n").encode())
+    assert len(read(write(whole, "labels.csv.gz"))[0]) == 1
+    assert error(write(whole[:-12], "labels.csv.gz")).startswith(
+        "labels.csv.gz is not a whole gzip file ("
+    )
+
+
+def test_cells_that_excel_cut_are_noted_once(here):
+    row = f"p,{'x' * 32_767},y,A\n"
+    with pytest.warns(UserWarning) as caught:
+        read_preferences(write(HEADER + row * 2))
+    assert [str(warning.message) for warning in caught] == [
+        "labels.csv has cells of exactly 32,767 characters: Excel cuts longer text there."
+    ]
+
+
+def test_a_quoted_crlf_survives_every_block_boundary(here):
+    """pyarrow.csv loses a byte of a CRLF that straddles a block (apache/arrow#51368)."""
+    answer = "line\r\n" * 7
+    rows = "".join(f'p{n},"{answer}{n}",y,A\r\n' for n in range(20_000))
+    for n, row in enumerate(read_table(Path(write(HEADER + rows)), Reading())):
+        assert row.values["response_a"] == f"{answer}{n}"
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+labels = st.sampled_from(["A", "B", "tie", "both_bad", "C", ""])
+
+
+@given(st.lists(st.tuples(text, text, text, labels), min_size=1, max_size=8))
+def test_every_row_is_out_verbatim_or_set_aside(tmp_path_factory, rows):
+    """Any Unicode but half surrogates, written by a standard writer, in a standard order."""
+    path = tmp_path_factory.mktemp("csv") / "labels.csv"
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, quoting=csv.QUOTE_ALL)
+        writer.writerow(HEADER.strip().split(","))
+        writer.writerows(rows)
+    _, items = read_records(str(path), "preferences", "table", Reading(delimiter=","))
+    found = list(items)
+    assert len(found) == len(rows)
+    for number, (row, item) in enumerate(zip(rows, found, strict=True), start=1):
+        if isinstance(item, Rejected):
+            assert item.row == number
+            assert list(item.raw.values()) == list(row)
+            usable = all(cell.strip() for cell in row) and row[3] != "C"
+            assert not usable or (row[1] == row[2] and row[3] in "AB")
+        else:
+            assert cells(item) == list(row[:3])
+            assert item.source.row == number
