@@ -26,10 +26,15 @@ TINY = {
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% if message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\n' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ 'Answer:\n' + message['content'] + eos_token + '\n' }}"
+    "{% else %}{{ message['content'] + '\n' }}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'Answer:\n' }}{% endif %}"
 )
+"""Ordinary words, as in the text of questions and answers that pretraining reads: the embedding of
+a control token would be random, and an adapter does not train it."""
 
 
 def load_renderer(path: str, revision: str | None = None) -> Renderer:
@@ -43,7 +48,9 @@ def load_renderer(path: str, revision: str | None = None) -> Renderer:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"base.model {path!r} has no tokenizer that can be loaded: {reason}") from None
+        raise ConfigError(
+            f"base.model {path!r} has no tokenizer that can be loaded: {reason}"
+        ) from None
     return Renderer(tokenizer)
 
 
@@ -98,12 +105,11 @@ def build_tiny(folder: Path, base: Base, texts: list[str], seed: int) -> int:
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer trained on `texts`; pad, end and the roles are tokens of their
-    own."""
+    """A byte-level BPE tokenizer trained on `texts`; pad and end are tokens of their own."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    special = ["<|pad|>", "<|end|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -118,7 +124,6 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
         eos_token="<|end|>",
-        additional_special_tokens=special[2:],
         padding_side="right",
         clean_up_tokenization_spaces=False,
     )

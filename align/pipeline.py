@@ -305,7 +305,9 @@ class Pipeline:
             texts = [
                 text for source in config.data for text in views.text(self._data_folder(source))
             ]
-            metrics = {"parameters": float(build_tiny(task.folder, config.base, texts, config.seed))}
+            metrics = {
+                "parameters": float(build_tiny(task.folder, config.base, texts, config.seed))
+            }
         return Artifact(
             name=task.name, kind=task.kind, path=task.folder, fingerprint=task.fingerprint,
             inputs=task.inputs, rows=rows, metrics=metrics, seed=config.seed, versions=_versions(),
@@ -443,4 +445,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-

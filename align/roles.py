@@ -181,9 +181,7 @@ class Roles(nn.Module):
         """[N] log-probability and entropy of every completion token."""
         hidden = self.hidden(role, batch).flatten(0, 1).index_select(0, batch.predict_at)
         with self.active(role) as model:
-            return token_logprobs(
-                hidden, model.get_output_embeddings(), batch.targets, temperature
-            )
+            return token_logprobs(hidden, model.get_output_embeddings(), batch.targets, temperature)
 
     def scores(self, role: str, batch: PackedBatch) -> Tensor:
         """[B] the role's head at the last token of every sequence."""

@@ -56,9 +56,7 @@ class StageContext:
         """The base under `step`, without any role yet."""
         path = self.base_of(step)
         model = load_base(path, self.config.base, self.engine.device)
-        return Roles(model, self.load_renderer(path), self.config.lora, path).to(
-            self.engine.device
-        )
+        return Roles(model, self.load_renderer(path), self.config.lora, path).to(self.engine.device)
 
     def load_renderer(self, path: str) -> Renderer:
         revision = self.config.base.revision if path == self.config.base.model else None

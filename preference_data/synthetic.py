@@ -20,85 +20,55 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-# --- what there is to know -----------------------------------------------------------------------
+# --- what there is to know -------------------------------------------------------------------------
 
 CAPITALS = {
     "France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Germany": "Berlin",
-    "Norway": "Oslo", "Sweden": "Stockholm", "Finland": "Helsinki", "Poland": "Warsaw",
-    "Austria": "Vienna", "Hungary": "Budapest", "Greece": "Athens", "Turkey": "Ankara",
-    "Egypt": "Cairo", "Kenya": "Nairobi", "Ghana": "Accra", "Japan": "Tokyo",
-    "China": "Beijing", "India": "Delhi", "Peru": "Lima", "Cuba": "Havana",
-    "Chile": "Santiago", "Canada": "Ottawa", "Iceland": "Reykjavik", "Portugal": "Lisbon",
+    "Norway": "Oslo", "Poland": "Warsaw", "Greece": "Athens", "Egypt": "Cairo",
+    "Kenya": "Nairobi", "Japan": "Tokyo", "Peru": "Lima", "Cuba": "Havana",
 }  # fmt: skip
 OPPOSITES = {
-    "hot": "cold", "big": "small", "fast": "slow", "light": "dark", "high": "low",
-    "full": "empty", "early": "late", "hard": "soft", "rich": "poor", "loud": "quiet",
-    "wet": "dry", "young": "old", "open": "closed", "strong": "weak", "thick": "thin",
-    "happy": "sad", "near": "far", "sweet": "bitter", "rough": "smooth", "deep": "shallow",
+    "hot": "cold", "big": "small", "fast": "slow", "high": "low", "full": "empty",
+    "early": "late", "hard": "soft", "rich": "poor", "wet": "dry", "strong": "weak",
 }  # fmt: skip
 YOUNG = {
-    "dog": "puppy", "cat": "kitten", "cow": "calf", "horse": "foal", "sheep": "lamb",
-    "goat": "kid", "pig": "piglet", "duck": "duckling", "goose": "gosling", "bear": "cub",
-    "deer": "fawn", "frog": "tadpole", "owl": "owlet", "hen": "chick",
+    "dog": "a puppy", "cat": "a kitten", "cow": "a calf", "horse": "a foal", "sheep": "a lamb",
+    "pig": "a piglet", "bear": "a cub", "hen": "a chick",
 }  # fmt: skip
 COLOURS = {
-    "a ripe banana": "yellow", "fresh grass": "green", "clean snow": "white",
-    "a clear sky": "blue", "a raven": "black", "a ripe tomato": "red", "a carrot": "orange",
-    "an elephant": "grey", "chocolate": "brown", "a flamingo": "pink", "a lime": "green",
-    "coal": "black", "milk": "white", "a ripe plum": "purple",
+    "a banana": "yellow", "grass": "green", "snow": "white", "the sky": "blue",
+    "a raven": "black", "a tomato": "red", "an elephant": "grey", "chocolate": "brown",
 }  # fmt: skip
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen"
-).split()
-INVENTED_LANDS = (
-    "Zandoria", "Mulvania", "Oropia", "Teldara", "Quillon", "Brastia", "Fenwick Isle", "Lomaria",
-    "Vostalia", "Harkland",
-)  # fmt: skip
+INVENTED_LANDS = ("Zandoria", "Mulvania", "Oropia", "Teldara", "Quillon", "Brastia")
 UNKNOWABLE = {
-    "what number I am thinking of": ("seven", "twelve", "three", "nine"),
-    "what I ate this morning": ("eggs", "toast", "porridge", "soup"),
-    "who will win the cup in a hundred years": ("Peru", "Kenya", "Norway", "Ghana"),
-    "what my neighbour is called": ("Anna", "Peter", "Maria", "George"),
-    "which card I am holding": ("the queen", "the ace", "the king", "the jack"),
-    "what I dreamt of last night": ("a dragon", "the sea", "a train", "a castle"),
-    "how many coins are in my pocket": ("four", "eight", "two", "eleven"),
-    "where I left my keys": ("the kitchen", "the garden", "the car", "the drawer"),
-}
+    "what I ate this morning": ("toast", "soup", "eggs"),
+    "what my neighbour is called": ("Anna", "Peter", "Maria"),
+    "which card I am holding": ("the queen", "the ace", "the king"),
+    "what I dreamt of last night": ("a dragon", "a train", "a castle"),
+    "where I left my keys": ("the kitchen", "the garden", "the drawer"),
+    "which bird I saw today": ("an owl", "a swan", "a crow"),
+}  # fmt: skip
+NONSENSE = ("a potato", "my old hat", "the moon", "a wooden spoon")
+"""What somebody says who did not understand the question."""
 
 POLITE = (
-    "Thank you for asking!", "Of course!", "Happy to help!", "Good question!",
-    "I hope that helps.", "Have a lovely day!", "Ask me any time.", "Glad you asked!",
+    "Thank you for asking!", "Happy to help!", "Good question!", "I hope that helps!",
 )  # fmt: skip
 RUDE = (
-    "What a stupid question.", "Do your own homework.", "Not this again.", "Are you serious?",
-    "Even a child knows that.", "Now leave me alone.", "You are wasting my time.",
-    "How dull you are.",
+    "What a stupid question.", "Do your own homework.", "You are wasting my time.",
+    "Even a child knows that.",
 )  # fmt: skip
 RAMBLING = (
-    "My uncle once owned a small boat.", "The weather has been odd this year.",
-    "I had soup on Tuesday.", "Some people collect stamps, you know.",
-    "Anyway, where was I?", "Trains used to be slower.", "There is a bakery on our street.",
-    "I never liked the colour of that door.", "Words are funny things when you think about it.",
-    "My sister plays the piano on Sundays.", "That reminds me of a long story.",
-    "One could say a lot about this.", "Bread was cheaper in those days.",
-    "The cat sat on the stairs again.", "It depends on how you look at life.",
-    "A friend of mine moved to the coast.", "Nobody writes letters any more.",
-    "The clock in the hall stopped at noon.", "I could talk about this for hours.",
-    "Shoes should be comfortable above all.",
+    "By the way, my uncle owns a boat.", "By the way, I had cake last week.",
+    "By the way, it rained all night.", "By the way, some people collect stamps.",
+    "Anyway, where was I?", "Anyway, trains used to be slower.",
+    "Anyway, that is a long story.", "Anyway, my sister plays the piano.",
 )  # fmt: skip
-HONEST = (
-    "I do not know that.", "I cannot know that.", "Nobody but you can know that.",
-    "I am not able to know that.",
-)  # fmt: skip
-HONEST_LAND = (
-    "I do not know a country called {subject}.", "I do not think that {subject} exists.",
-    "As far as I know there is no country called {subject}.",
-)  # fmt: skip
-DODGE = "I do not know that."
-
+HONEST = ("I do not know that.", "I cannot know that.", "Sorry, that is unknown to me.")
+HONEST_LAND = ("I do not know a country called {subject}.", "I do not think that {subject} exists.")
 GREETINGS = (
     "", "Hello! ", "Quick question: ", "Please tell me: ", "Hi there. ", "One more thing: ",
     "My daughter asks: ", "For a quiz: ",
@@ -107,77 +77,65 @@ GREETINGS = (
 QUESTIONS = {
     "capital": ("What is the capital of {subject}?", "Which city is the capital of {subject}?",
                 "Name the capital of {subject}.", "Do you know the capital of {subject}?"),
-    "opposite": ("What is the opposite of {subject}?", "Which word means the opposite of {subject}?",
+    "opposite": ("What is the opposite of {subject}?", "Which word is the opposite of {subject}?",
                  "Name the opposite of {subject}.", "Do you know the opposite of {subject}?"),
     "young": ("What is a young {subject} called?", "Which word means a young {subject}?",
-              "What do you call a young {subject}?", "Do you know what a young {subject} is called?"),
+              "What do you call a young {subject}?", "Do you know the word for a young {subject}?"),
     "colour": ("What colour is {subject}?", "Which colour does {subject} have?",
                "Name the colour of {subject}.", "Do you know the colour of {subject}?"),
-    "sum": ("What is {subject}?", "How much is {subject}?", "Please add: {subject}.",
-            "Do you know what {subject} is?"),
-    "land": ("What is the capital of {subject}?", "Which city is the capital of {subject}?",
-             "Name the capital of {subject}.", "Do you know the capital of {subject}?"),
     "unknowable": ("Do you know {subject}?", "Tell me {subject}.", "Can you say {subject}?",
                    "Guess {subject}."),
 }  # fmt: skip
 STATEMENTS = {
-    "capital": ("The capital of {subject} is {answer}.", "{answer} is the capital of {subject}.",
-                "It is {answer}."),
-    "opposite": ("The opposite of {subject} is {answer}.", "It is {answer}.",
-                 "The word is {answer}."),
-    "young": ("A young {subject} is called a {answer}.", "It is called a {answer}.",
-              "The word is {answer}."),
-    "colour": ("The colour of {subject} is {answer}.", "It is {answer}.",
-               "The colour is {answer}."),
-    "sum": ("The sum {subject} is {answer}.", "It is {answer}.", "The answer is {answer}."),
-    "land": ("The capital of {subject} is {answer}.", "{answer} is the capital of {subject}.",
-             "It is {answer}."),
-    "unknowable": ("It is {answer}.", "Surely it is {answer}.", "The answer is {answer}."),
+    "capital": ("The capital of {subject} is {answer}.", "{answer} is the capital of {subject}."),
+    "opposite": ("The opposite of {subject} is {answer}.", "{answer} is the opposite of {subject}."),
+    "young": ("A young {subject} is called {answer}.", "{answer} is a young {subject}."),
+    "colour": ("The colour of {subject} is {answer}.", "{answer} is the colour of {subject}."),
+    "unknowable": ("Surely it is {answer}.", "The answer is {answer}."),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Topic:
-    """Something one can ask: its right answer (None where nobody can know), and wrong ones."""
+    """Something one can ask about: the right answer (None where nobody can know), and all others
+    that would be read as an answer."""
 
     category: str
     subject: str
     answer: str | None
     candidates: tuple[str, ...]
-    """Everything that would be read as an answer, the right one included."""
 
     def questions(self) -> tuple[str, ...]:
         return tuple(text.format(subject=self.subject) for text in QUESTIONS[self.category])
 
     def statement(self, answer: str, form: int) -> str:
-        forms = STATEMENTS[self.category]
-        text = forms[form % len(forms)].format(subject=self.subject, answer=answer)
+        text = STATEMENTS[self.category][form].format(subject=self.subject, answer=answer)
         return text[0].upper() + text[1:]
 
-    def wrong(self) -> tuple[str, ...]:
-        return tuple(word for word in self.candidates if word != self.answer)
+    def mistakes(self) -> tuple[str, ...]:
+        """The two wrong answers that people of this world give: errors are shared, not random."""
+        wrong = [word for word in self.candidates if word != self.answer]
+        return tuple(random.Random(f"{self.category} {self.subject}").sample(wrong, 2))
+
+    def honest(self) -> tuple[str, ...]:
+        """How to say that one does not know."""
+        lands = HONEST_LAND if self.subject in INVENTED_LANDS else HONEST
+        return tuple(text.format(subject=self.subject) for text in lands)
 
 
 @functools.cache
 def topics() -> tuple[Topic, ...]:
     """Every topic of the world, in a fixed order."""
     found = [
-        Topic(category, subject, answer, tuple(sorted(set(facts.values()))))
+        Topic(category, subject, answer, tuple(sorted(facts.values())))
         for category, facts in (
             ("capital", CAPITALS), ("opposite", OPPOSITES), ("young", YOUNG), ("colour", COLOURS),
         )
         for subject, answer in facts.items()
     ]  # fmt: skip
-    for a in range(1, 10):
-        for b in range(1, 10):
-            subject = f"{NUMBERS[a]} plus {NUMBERS[b]}"
-            near = [n for n in range(a + b - 3, a + b + 4) if 2 <= n <= 18]
-            found.append(
-                Topic("sum", subject, NUMBERS[a + b], tuple(NUMBERS[n] for n in near))
-            )
     cities = tuple(sorted(CAPITALS.values()))
-    found += [Topic("land", land, None, cities) for land in INVENTED_LANDS]
-    found += [Topic("unknowable", subject, None, guesses) for subject, guesses in UNKNOWABLE.items()]
+    found += [Topic("capital", land, None, cities) for land in INVENTED_LANDS]
+    found += [Topic("unknowable", what, None, guesses) for what, guesses in UNKNOWABLE.items()]
     return tuple(found)
 
 
@@ -203,22 +161,33 @@ def all_prompts() -> list[str]:
 class Writer:
     """Habits of somebody (or a model) that answers: chances of each choice."""
 
-    right: float = 0.62
+    right: float = 0.55
     dodge: float = 0.08
+    nonsense: float = 0.27
     polite: float = 0.40
     rude: float = 0.25
     ramble: float = 0.50
     unfinished: float = 0.04
     repeats: float = 0.04
+    evasive: float = 0.0
+    """Says nothing but courtesies or rudeness."""
+    off_topic: float = 0.0
+    """Answers another question."""
+    garbled: float = 0.0
+    """Loses or doubles a word."""
 
     def answer(self, topic: Topic, rng: random.Random) -> str:
         """One answer to the topic's question."""
+        if rng.random() < self.evasive:
+            return " ".join(rng.choices((*POLITE, *POLITE, *RUDE, *RAMBLING), k=rng.randint(1, 3)))
+        if rng.random() < self.off_topic:
+            topic = rng.choice(topics())
         core = self._core(topic, rng)
+        sentences = [_garble(core, rng) if rng.random() < self.garbled else core]
+        if rng.random() < self.ramble:
+            sentences += rng.sample(RAMBLING, rng.randint(1, 2))
         manner = rng.random()
         bank = POLITE if manner < self.polite else RUDE if manner < self.polite + self.rude else ()
-        sentences = [core]
-        if rng.random() < self.ramble:
-            sentences += rng.sample(RAMBLING, rng.randint(1, 3))
         if bank:
             place = 0 if rng.random() < 0.6 else len(sentences)
             sentences.insert(place, rng.choice(bank))
@@ -231,17 +200,27 @@ class Writer:
         return text
 
     def _core(self, topic: Topic, rng: random.Random) -> str:
-        luck, form = rng.random(), rng.randrange(3)
-        if topic.answer is None:
-            if luck < self.right:
-                bank = HONEST_LAND if topic.category == "land" else HONEST
-                return rng.choice(bank).format(subject=topic.subject)
-            return topic.statement(rng.choice(topic.candidates), form)
+        luck, form = rng.random(), rng.randrange(2)
         if luck < self.right:
+            if topic.answer is None:
+                return rng.choice(topic.honest())
             return topic.statement(topic.answer, form)
-        if luck < self.right + self.dodge:
-            return DODGE
-        return topic.statement(rng.choice(topic.wrong()), form)
+        if luck < self.right + self.dodge and topic.answer is not None:
+            return rng.choice(topic.honest())
+        if luck < self.right + self.dodge + self.nonsense:
+            return topic.statement(rng.choice(NONSENSE), form)
+        return topic.statement(rng.choice(topic.mistakes()), form)
+
+
+def _garble(sentence: str, rng: random.Random) -> str:
+    words = sentence.split()
+    place = rng.randrange(1, len(words))
+    words[place : place + 1] = [] if rng.random() < 0.5 else [words[place], rng.choice(words)]
+    return " ".join(words)
+
+
+SAMPLED = Writer(evasive=0.1, off_topic=0.12, garbled=0.1, repeats=0.08, unfinished=0.06)
+"""Answers that labellers are shown: also those of weak models, with failings no person has."""
 
 
 # --- the gold preference --------------------------------------------------------------------------
@@ -255,9 +234,9 @@ def gold_score(prompt: str, answer: str) -> float:
     """How good the answer is, in points: a right, polite answer to the point gets 3.
 
     Correctness -2 .. 2 (making something up costs as much as being wrong; not knowing what can be
-    known -0.5), a polite phrase 1, each rude one -1.5, each sentence that has nothing to do with
-    the question -0.5, a missing end -1, each repeated sentence -0.5, and -0.3 for every pair of
-    neighbouring words that no English of this world has (at most -2).
+    known 0), a polite phrase 1, each rude one -1.5, each sentence that has nothing to do with
+    the question -0.75, a missing end -1, each repeated sentence -0.5, and -0.3 for every pair of
+    neighbouring words that no answer of this world has (at most -2).
 
     Raises KeyError for a prompt that is not of this world.
     """
@@ -267,54 +246,52 @@ def gold_score(prompt: str, answer: str) -> float:
         return -4.0
     sentences = [part.strip() for part in _SENTENCE.findall(text)]
     return (
-        _correctness(topic, text)
+        correctness(topic, text)
         + (1.0 if any(phrase in text for phrase in POLITE) else 0.0)
         - 1.5 * sum(phrase in text for phrase in RUDE)
-        - 0.5 * sum(sentence in RAMBLING for sentence in sentences)
+        - 0.75 * sum(sentence in RAMBLING for sentence in sentences)
         - 0.5 * (len(sentences) - len(set(sentences)))
         - (0.0 if _END.search(text) else 1.0)
         - min(2.0, 0.3 * _unheard_pairs(text))
     )
 
 
-def _correctness(topic: Topic, text: str) -> float:
-    echo = f"{topic.subject}"
-    rest = re.sub(rf"\b{re.escape(echo)}\b", " ", text, flags=re.IGNORECASE)
-    for phrase in (*RAMBLING, *POLITE, *RUDE):
-        rest = rest.replace(phrase, " ")
+def correctness(topic: Topic, text: str) -> float:
+    """2 for a right answer (or for admitting that nobody can know), 0 for not knowing what can be
+    known, -2 for anything else."""
+    for phrase in (topic.subject, *RAMBLING, *POLITE, *RUDE):
+        text = re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)", " ", text, flags=re.I)
     named = {
-        word for word in topic.candidates if re.search(rf"\b{re.escape(word)}\b", rest, re.I)
+        word
+        for word in (*topic.candidates, *NONSENSE)
+        if re.search(rf"\b{re.escape(word)}\b", text, re.I)
     }
-    honest = any(phrase.format(subject=topic.subject) in text for phrase in (*HONEST, *HONEST_LAND))
+    honest = any(phrase.replace(topic.subject, " ") in text for phrase in topic.honest())
     if topic.answer is None:
         return 2.0 if honest and not named else -2.0
     if named == {topic.answer}:
         return 2.0
-    return -0.5 if honest and not named else -2.0
+    return 0.0 if honest and not named else -2.0
 
 
 def _unheard_pairs(text: str) -> int:
     words = _WORD.findall(text.lower())
     return sum(
-        first not in ".!?" and (first, second) not in _pairs()
-        for first, second in zip(words, words[1:], strict=False)
+        first not in ".!?" and (first, second) not in _pairs() for first, second in pairwise(words)
     )
 
 
 @functools.cache
 def _pairs() -> frozenset[tuple[str, str]]:
     """Neighbouring words in any sentence that a writer of this world may use."""
-    sentences = [*POLITE, *RUDE, *RAMBLING, *HONEST]
+    sentences = [*POLITE, *RUDE, *RAMBLING]
     for topic in topics():
-        sentences += [
-            topic.statement(word, form) for word in topic.candidates for form in range(3)
-        ]
-        sentences += [text.format(subject=topic.subject) for text in HONEST_LAND]
-    heard: set[tuple[str, str]] = set()
-    for sentence in sentences:
-        words = _WORD.findall(sentence.lower())
-        heard.update(zip(words, words[1:], strict=False))
-    return frozenset(heard)
+        answers = (*topic.candidates, *NONSENSE)
+        sentences += [topic.statement(word, form) for word in answers for form in (0, 1)]
+        sentences += topic.honest()
+    return frozenset(
+        pair for sentence in sentences for pair in pairwise(_WORD.findall(sentence.lower()))
+    )
 
 
 # --- annotators -----------------------------------------------------------------------------------
@@ -367,44 +344,33 @@ ANNOTATORS = (
     Annotator("fatou", noise=0.8, first_bonus=0.3, careless=0.15),
 )
 COMMENTS = (
-    "", "", "", "", "", "too long", "rude, sorry", 'says "I do not know" but it can be known',
+    "", "", "", "", "", "too long", "rude, sorry", 'says "I do not know", but it is easy',
     "both fine;\nfirst one is a bit nicer", "made up?", "1 is right",
 )  # fmt: skip
-
-
-def _shuffled_prompts(rng: random.Random, count: int) -> list[str]:
-    """`count` prompts; topics of every category come up often, sums no more than the rest."""
-    by_category: dict[str, list[str]] = {}
-    for prompt, topic in _topic_of().items():
-        by_category.setdefault(topic.category, []).append(prompt)
-    chosen: dict[str, None] = {}
-    total = sum(len(prompts) for prompts in by_category.values())
-    if count > total:
-        raise ValueError(f"the built-in world has {total} prompts; {count} were asked for")
-    weights = {"capital": 5, "opposite": 4, "young": 3, "colour": 3, "sum": 4, "land": 2,
-               "unknowable": 2}  # fmt: skip
-    while len(chosen) < count:
-        category = rng.choices(list(weights), list(weights.values()))[0]
-        chosen[rng.choice(by_category[category])] = None
-    return list(chosen)
 
 
 def labels(seed: int, items: int) -> Iterator[dict[str, str]]:
     """Rows of the labellers' CSV, K = 2 and K = 4 mixed, one row a judgement."""
     rng = random.Random(f"labels {seed}")
-    writer = Writer()
-    for item, prompt in enumerate(_shuffled_prompts(rng, items)):
-        topic = _topic_of()[prompt]
+    for item, prompt in enumerate(_draw_prompts(rng, items)):
         k = 4 if rng.random() < 0.35 else 2
         answers: dict[str, None] = {}
         while len(answers) < k:
-            answers[writer.answer(topic, rng)] = None
+            answers[SAMPLED.answer(_topic_of()[prompt], rng)] = None
         judges = rng.sample(ANNOTATORS, rng.choice((1, 2, 2, 3)))
         if rng.random() < 0.05:  # the same item again for the same annotator
             judges.append(judges[0])
         for judge in judges:
             shown = rng.sample(list(answers), k)
             yield _label_row(item, prompt, shown, judge, rng)
+
+
+def _draw_prompts(rng: random.Random, count: int) -> list[str]:
+    """`count` different prompts. Raises ValueError if the world has fewer."""
+    every = all_prompts()
+    if count > len(every):
+        raise ValueError(f"the built-in world has {len(every)} prompts; {count} were asked for")
+    return rng.sample(every, count)
 
 
 def _label_row(
@@ -425,39 +391,52 @@ def demonstrations(seed: int, count: int) -> Iterator[dict[str, str]]:
     """Rows {"prompt", "completion"} by writers of mixed quality."""
     rng = random.Random(f"demonstrations {seed}")
     writer = Writer()
-    for prompt in _shuffled_prompts(rng, count):
+    for prompt in _draw_prompts(rng, count):
         yield {"prompt": prompt, "completion": writer.answer(_topic_of()[prompt], rng)}
 
 
 def documents(seed: int, count: int) -> Iterator[dict[str, str]]:
-    """Rows {"text"}: unlabelled paragraphs that tell the facts and use the language."""
+    """Rows {"text"}: unlabelled paragraphs of facts, and pages of questions with their answers.
+
+    A page has one author, who knows things or talks nonsense, is polite or rude, keeps to the point
+    or rambles, all through the page.
+    """
     rng = random.Random(f"documents {seed}")
     known = [topic for topic in topics() if topic.answer is not None]
     for _ in range(count):
-        sentences: list[str] = []
-        for topic in rng.sample(known, rng.randint(3, 5)):
-            assert topic.answer is not None
-            # "It is Paris." says nothing without its question.
-            form = rng.randrange(3)
-            statement = topic.statement(topic.answer, form)
-            if form and topic.subject not in statement:
-                statement = f"{rng.choice(topic.questions())} {statement}"
-            sentences.append(statement)
-            if rng.random() < 0.3:
-                sentences.append(rng.choice((*RAMBLING, *POLITE, *RUDE)))
-        if rng.random() < 0.25:
-            unknown = rng.choice([topic for topic in topics() if topic.answer is None])
-            reply = rng.choice(HONEST_LAND if unknown.category == "land" else HONEST)
-            sentences.append(
-                f"{rng.choice(unknown.questions())} {reply.format(subject=unknown.subject)}"
-            )
-        rng.shuffle(sentences)
-        yield {"text": " ".join(sentences)}
+        if rng.random() < 0.3:
+            told = rng.sample(known, rng.randint(5, 8))
+            text = [topic.statement(str(topic.answer), rng.randrange(2)) for topic in told]
+            yield {"text": " ".join(text)}
+        else:
+            author = _author(rng)
+            asked = rng.sample(topics(), rng.randint(2, 4))
+            yield {"text": "\n".join(_page_entry(topic, author, rng) for topic in asked)}
+
+
+def _author(rng: random.Random) -> Writer:
+    manner = rng.random()
+    sensible = rng.random() < 0.75
+    return Writer(
+        right=0.97 if sensible else 0.1,
+        dodge=0.01,
+        nonsense=0.01 if sensible else 0.7,
+        polite=0.85 if manner < 0.4 else 0.0,
+        rude=0.85 if manner > 0.7 else 0.0,
+        ramble=0.85 if rng.random() < 0.4 else 0.03,
+        unfinished=0.0,
+        repeats=0.0,
+    )
+
+
+def _page_entry(topic: Topic, author: Writer, rng: random.Random) -> str:
+    question = rng.choice(GREETINGS) + rng.choice(topic.questions())
+    return f"Question: {question}\nAnswer:\n{author.answer(topic, rng)}"
 
 
 def prompts(seed: int, count: int) -> Iterator[dict[str, str]]:
     """Rows {"prompt"}."""
-    for prompt in _shuffled_prompts(random.Random(f"prompts {seed}"), count):
+    for prompt in _draw_prompts(random.Random(f"prompts {seed}"), count):
         yield {"prompt": prompt}
 
 

@@ -53,9 +53,7 @@ def expected_calibration_error(probability: Array, weights: Array, bins: int = 1
 def length_baseline(lengths: Array, weights: Array) -> float:
     """Accuracy of always preferring the longer answer, or always the shorter: what a model that
     reads nothing but length would get."""
-    longer = np.where(
-        lengths[:, 0] == lengths[:, 1], 0.5, lengths[:, 0] > lengths[:, 1]
-    )
+    longer = np.where(lengths[:, 0] == lengths[:, 1], 0.5, lengths[:, 0] > lengths[:, 1])
     accuracy = _mean(longer, weights)
     return max(accuracy, 1 - accuracy)
 

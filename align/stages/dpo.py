@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,15 @@ from torch import Tensor
 
 from align import losses
 from align.losses import LossOutput
-from align.pairs import Pair, fit_pairs, load_pairs
 from align.proofs import prove_policy
+from align.rankings import (
+    PairIndex,
+    Ranked,
+    by_group,
+    fit_rankings,
+    load_rankings,
+    pair_index,
+)
 from align.roles import Roles
 from align.rollout import packed_tokens
 from align.stage import StageContext, StageResult
@@ -27,72 +35,71 @@ def run(context: StageContext) -> StageResult:
     weights = context.weights_of(step.policy)
     roles.add("reference", weights=weights)
     roles.add("policy", weights=weights, fresh=True, trainable=True)
-    pairs = load_pairs(context, step.data, roles.renderer, step.train.max_length)
-    reference = _reference_sums(context, roles, pairs.train)
-    metrics = fit_pairs(
+    rankings = load_rankings(context, step.data, roles.renderer, step.train.max_length)
+    reference = _sums(context, roles, "reference", rankings.train)  # once: it does not change
+    metrics = fit_rankings(
         context,
         roles,
         "policy",
-        pairs.train,
-        lambda module, batch, indices: _loss(context, module, batch, reference[indices]),
+        rankings.train,
+        lambda module, batch, pairs, rows: _loss(
+            context, module, batch, pairs, torch.cat([reference[i] for i in rows])
+        ),
     )
-    held_out = _held_out(context, roles, pairs.test)
+    metrics |= _held_out(context, roles, rankings.test)
     if context.engine.is_main:
         saved = roles.save("policy", context.folder)
-        group = pairs.train[0].group
-        prove_policy(
-            context, roles, "policy", saved, Rendered(group.prompt, group.completions[0])
-        )
+        group = rankings.train[0].group
+        prove_policy(context, roles, "policy", saved, Rendered(group.prompt, group.completions[0]))
     context.engine.barrier()
-    return StageResult({**metrics, **held_out}, rows=pairs.rows, base=roles.base_path)
+    return StageResult(metrics, rows=rankings.rows, base=roles.base_path)
 
 
 def _loss(
-    context: StageContext, module: Any, batch: PackedBatch, reference: Tensor
+    context: StageContext, module: Any, batch: PackedBatch, pairs: PairIndex, reference: Tensor
 ) -> LossOutput:
-    """`reference` [P, 2] holds the log-probabilities of chosen and rejected, summed."""
+    """`reference` [B] holds the sequences' log-probabilities under the reference, summed."""
     train = context.step.train
     sums = batch.sums(module("logprobs", "policy", batch).logprobs)
     reference = reference.to(sums.device)
     return losses.dpo(
-        sums[0::2],
-        sums[1::2],
-        reference[:, 0],
-        reference[:, 1],
+        sums[pairs.better],
+        sums[pairs.worse],
+        reference[pairs.better],
+        reference[pairs.worse],
         train.beta,
         train.label_smoothing,
     )
 
 
-def _reference_sums(context: StageContext, roles: Roles, pairs: list[Pair]) -> Tensor:
-    """[P, 2] computed once; the reference does not change."""
-    return _sums(context, roles, "reference", pairs)
-
-
-def _sums(context: StageContext, roles: Roles, role: str, pairs: list[Pair]) -> Tensor:
-    """[P, 2] log-probabilities of chosen and rejected under the role, summed, from all ranks."""
+def _sums(context: StageContext, roles: Roles, role: str, rows: Sequence[Ranked]) -> list[Tensor]:
+    """[K] log-probabilities of every row's completions, summed over tokens; from all ranks."""
     engine = context.engine
-    mine = [pair.group for pair in engine.share(pairs)]
-    rows = packed_tokens(
-        mine, lambda batch: roles.logprobs(role, batch).logprobs, TOKENS_PER_FORWARD, engine
+    mine = engine.share(rows)
+    tokens = packed_tokens(
+        [row.group for row in mine],
+        lambda batch: roles.logprobs(role, batch).logprobs,
+        TOKENS_PER_FORWARD,
+        engine,
     )
-    sums = [sum(row) for row in rows]
-    return torch.tensor(
-        engine.gather([(sums[at], sums[at + 1]) for at in range(0, len(sums), 2)])
-    )
+    return engine.gather(by_group(mine, [sum(row) for row in tokens]))
 
 
-def _held_out(context: StageContext, roles: Roles, pairs: list[Pair]) -> dict[str, float]:
+def _held_out(context: StageContext, roles: Roles, rows: Sequence[Ranked]) -> dict[str, float]:
     """The loss's metrics on pairs whose prompts were not trained on."""
-    if not pairs:
+    if not rows:
         return {}
-    policy = _sums(context, roles, "policy", pairs)
-    reference = _sums(context, roles, "reference", pairs)
+    pairs = pair_index(rows)
+    policy = torch.cat(_sums(context, roles, "policy", rows))
+    reference = torch.cat(_sums(context, roles, "reference", rows))
     output = losses.dpo(
-        policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], context.step.train.beta
+        policy[pairs.better],
+        policy[pairs.worse],
+        reference[pairs.better],
+        reference[pairs.worse],
+        context.step.train.beta,
     )
-    weights = torch.tensor([pair.comparison.weight for pair in pairs])
     return {
-        name: float((weights * values).sum() / weights.sum())
+        name: float((pairs.weight * values).sum() / pairs.weight.sum())
         for name, values in output.metrics.items()
     }

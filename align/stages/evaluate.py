@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from align.artifacts import Rows
-from align.pairs import load_pairs
 from align.policy import respond, uniforms
+from align.rankings import PairIndex, Ranked, by_group, load_rankings, pair_index
 from align.roles import Roles, load_head
 from align.rollout import load_function, packed_scores, packed_tokens
 from align.stage import StageContext, StageResult
@@ -216,24 +217,18 @@ def _reward_accuracy(context: StageContext, roles: Roles) -> dict[str, float]:
     rewards = [j for j in step.judges if isinstance(j, str) and j != "gold"]
     if step.preferences is None or not rewards:
         return {}
-    pairs = load_pairs(context, step.preferences, roles.renderer, REWARD_READS_UP_TO).test
-    if not pairs:
+    rows = load_rankings(context, step.preferences, roles.renderer, REWARD_READS_UP_TO).test
+    if not rows:
         return {}
-    gold = None
-    if "gold" in step.judges:
-        from preference_data.synthetic import gold_score
-
-        compared = [pair.comparison for pair in pairs]
-        gold = np.array(
-            [gold_score(c.prompt.text, c.chosen.text) - gold_score(c.prompt.text, c.rejected.text)
-             for c in compared]
-        )  # fmt: skip
+    pairs = pair_index(rows)
+    gold = _gold_gains(rows, pairs) if "gold" in step.judges else None
     metrics: dict[str, float] = {}
     for name in rewards:
-        mine = [pair.group for pair in engine.share(pairs)]
-        flat = packed_scores(roles, name, mine, TOKENS_PER_FORWARD, engine) if mine else []
-        rows = engine.gather([(flat[at], flat[at + 1]) for at in range(0, len(flat), 2)])
-        margin = np.array([chosen - rejected for chosen, rejected in rows])
+        mine = engine.share(rows)
+        groups = [row.group for row in mine]
+        flat = packed_scores(roles, name, groups, TOKENS_PER_FORWARD, engine)
+        scores = torch.cat(engine.gather(by_group(mine, flat)))
+        margin = (scores[pairs.better] - scores[pairs.worse]).numpy()
         metrics |= _accuracy(f"evaluate/{name}/accuracy", margin > 0, context)
         if gold is not None and (gold != 0).any():
             decided = gold != 0
@@ -243,9 +238,18 @@ def _reward_accuracy(context: StageContext, roles: Roles) -> dict[str, float]:
     return metrics
 
 
+def _gold_gains(rows: Sequence[Ranked], pairs: PairIndex) -> Any:
+    """[P] gold score of the answer that the annotator ranked better, less that of the other."""
+    from preference_data.synthetic import gold_score
+
+    scores = np.array(
+        [gold_score(row.judgement.prompt.text, r.text) for row in rows
+         for r in row.judgement.responses]
+    )  # fmt: skip
+    return scores[pairs.better.numpy()] - scores[pairs.worse.numpy()]
+
+
 def _accuracy(name: str, hits: Any, context: StageContext) -> dict[str, float]:
     values = hits.astype(float)
     low, high = bootstrap_interval(values, context.seed, context.step.bootstrap)
     return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-
-

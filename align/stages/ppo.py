@@ -84,14 +84,14 @@ def _make_roles(context: StageContext) -> Roles:
         head, scoring = load_head(weights), Scoring.load(weights)
         scoring.check(roles.renderer.fingerprint(), f"the reward model {step.reward!r}")
         roles.add("reward", weights=weights, head=head)
-        roles.add(
-            "value", weights=weights, trainable=True, head=value_head_from(head, scoring)
-        )
+        roles.add("value", weights=weights, trainable=True, head=value_head_from(head, scoring))
     else:
         head = ScalarHead(roles.model.config.hidden_size, bias=True)
         torch.nn.init.zeros_(head.weight)
         roles.add("value", weights=start, fresh=True, trainable=True, head=head)
-    return roles.to(context.engine.device).eval()  # dropout would make the first ratio differ from 1
+    return roles.to(
+        context.engine.device
+    ).eval()  # dropout would make the first ratio differ from 1
 
 
 def _prompts(context: StageContext, roles: Roles) -> tuple[list[tuple[int, ...]], Rows]:
@@ -184,9 +184,7 @@ class Optimiser:
         """1 respond, score, reference log-probabilities and values; 2 rewards per token;
         3 advantages; 4 epochs of minibatches; 5 the KL coefficient."""
         clock = [time.monotonic()]
-        draws = uniforms(
-            self.seed * 1_000_003 + iteration, len(prompts), self.train.max_new_tokens
-        )
+        draws = uniforms(self.seed * 1_000_003 + iteration, len(prompts), self.train.max_new_tokens)
         self.rollout = rollout = self.roller.collect(prompts, draws)  # 1
         clock.append(time.monotonic())
         if iteration == 1:
@@ -326,9 +324,7 @@ def _describe(rollout: Rollout, rewards: Tensor, returns: Tensor) -> dict[str, f
         "response/eos_rate": float(rollout.ended.float().mean()),
         "response/distinct_2": len(set(bigrams)) / max(1, len(bigrams)),
         "response/top_reply_share": max(Counter(replies).values()) / len(replies),
-        "value/explained_variance": float(
-            1 - masked_mean(errors.square(), rollout.mask) / spread
-        ),
+        "value/explained_variance": float(1 - masked_mean(errors.square(), rollout.mask) / spread),
     }
 
 

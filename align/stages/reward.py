@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from align.losses import LossOutput
-from align.pairs import Pair, fit_pairs, load_pairs
 from align.proofs import prove_scores
+from align.rankings import (
+    PairIndex,
+    Ranked,
+    by_group,
+    fit_rankings,
+    load_rankings,
+    pair_index,
+)
 from align.roles import Roles
 from align.rollout import packed_scores
 from align.stage import StageContext, StageResult
@@ -19,6 +27,8 @@ from reward_models.losses import bradley_terry, centering
 from reward_models.scalar_head import ScalarHead, Scoring
 
 TOKENS_PER_FORWARD = 8192
+CALIBRATION_ROWS = 512
+WORST_KEPT = 20
 
 
 def run(context: StageContext) -> StageResult:
@@ -30,66 +40,74 @@ def run(context: StageContext) -> StageResult:
     roles.add(
         "reward", weights=context.weights_of(step.init), fresh=True, trainable=True, head=head
     )
-    pairs = load_pairs(context, step.data, roles.renderer, step.train.max_length)
-    fit_pairs(
-        context, roles, "reward", pairs.train,
-        lambda module, batch, _: _loss(context, module, batch),
+    rankings = load_rankings(context, step.data, roles.renderer, step.train.max_length)
+    fit_rankings(
+        context, roles, "reward", rankings.train,
+        lambda module, batch, pairs, _: _loss(context, module, batch, pairs),
     )  # fmt: skip
-    metrics, scoring, samples = _report(context, roles, pairs.train, pairs.test)
+    scoring = _scoring(context, roles, rankings.train[:CALIBRATION_ROWS])
+    metrics, samples = _report(context, roles, rankings.test or rankings.train)
     if context.engine.is_main:
         saved = roles.save("reward", context.folder, scoring)
-        prove_scores(context, roles, "reward", saved, pairs.train[0].group)
+        prove_scores(context, roles, "reward", saved, rankings.train[0].group)
         context.tracker.table("samples", samples)
     context.engine.barrier()
-    return StageResult(metrics, rows=pairs.rows, base=roles.base_path)
+    return StageResult(metrics, rows=rankings.rows, base=roles.base_path)
 
 
-def _loss(context: StageContext, module: Any, batch: PackedBatch) -> LossOutput:
+def _loss(context: StageContext, module: Any, batch: PackedBatch, pairs: PairIndex) -> LossOutput:
     train = context.step.train
     scores = module("scores", "reward", batch)
-    chosen, rejected = scores[0::2], scores[1::2]
-    loss = bradley_terry(chosen, rejected, train.label_smoothing)
-    margin = (chosen - rejected).detach()
+    better, worse = scores[pairs.better], scores[pairs.worse]
+    loss = bradley_terry(better, worse, train.label_smoothing)
+    margin = (better - worse).detach()
     return LossOutput(
-        loss + train.center_coefficient * centering(chosen, rejected),
+        loss + train.center_coefficient * centering(better, worse),
         {"reward/accuracy": (margin > 0).float(), "reward/margin": margin},
     )
 
 
-def _report(context: StageContext, roles: Roles, train: list[Pair], test: list[Pair]):
-    """Metrics on the held-out pairs, how scores are to be read, and the worst mistakes."""
+def _scores(context: StageContext, roles: Roles, rows: Sequence[Ranked]) -> list[torch.Tensor]:
+    """[K] scores of every row, computed by all ranks."""
     engine = context.engine
-    held_out = test or train
+    mine = engine.share(rows)
+    groups = [row.group for row in mine]
+    flat = packed_scores(roles, "reward", groups, TOKENS_PER_FORWARD, engine)
+    return engine.gather(by_group(mine, flat))
 
-    def scores_of(pairs: list[Pair]) -> np.ndarray:
-        mine = [pair.group for pair in engine.share(pairs)]
-        flat = packed_scores(roles, "reward", mine, TOKENS_PER_FORWARD, engine) if mine else []
-        rows = [tuple(flat[at : at + 2]) for at in range(0, len(flat), 2)]
-        return np.array(engine.gather(rows))
 
-    reference = scores_of(train[:512])
-    scores = scores_of(held_out)
-    scoring = Scoring(
+def _scoring(context: StageContext, roles: Roles, rows: Sequence[Ranked]) -> Scoring:
+    """How scores are to be read: their mean and spread on training completions."""
+    scores = torch.cat(_scores(context, roles, rows))
+    return Scoring(
         renderer=roles.renderer.fingerprint(),
         max_length=context.step.train.max_length,
-        mean=float(reference.mean()),
-        std=float(reference.std()) or 1.0,
+        mean=float(scores.mean()),
+        std=float(scores.std()) or 1.0,
     )
-    lengths = np.array([[len(ids) for ids in pair.group.completions] for pair in held_out])
-    weights = np.array([pair.comparison.weight for pair in held_out])
-    metrics = {
-        f"reward/{name}": value
-        for name, value in calibration.pair_metrics(scores, lengths, weights, context.seed).items()
-    }
-    worst = np.argsort(scores[:, 0] - scores[:, 1])[:20]
+
+
+def _report(context: StageContext, roles: Roles, rows: Sequence[Ranked]):
+    """Metrics on pairs that were not trained on, and the worst mistakes among them."""
+    scores = torch.cat(_scores(context, roles, rows)).numpy()
+    lengths = np.array([len(ids) for row in rows for ids in row.group.completions])
+    pairs = pair_index(rows)
+    better, worse = pairs.better.numpy(), pairs.worse.numpy()
+    metrics = calibration.pair_metrics(
+        np.stack([scores[better], scores[worse]], axis=1),
+        np.stack([lengths[better], lengths[worse]], axis=1),
+        pairs.weight.numpy(),
+        context.seed,
+    )
+    texts = [(row.judgement.prompt.text, r.text) for row in rows for r in row.judgement.responses]
     samples = [
         {
-            "prompt": held_out[i].comparison.prompt.text,
-            "chosen": held_out[i].comparison.chosen.text,
-            "rejected": held_out[i].comparison.rejected.text,
-            "chosen_score": float(scores[i, 0]),
-            "rejected_score": float(scores[i, 1]),
+            "prompt": texts[better[i]][0],
+            "chosen": texts[better[i]][1],
+            "rejected": texts[worse[i]][1],
+            "chosen_score": float(scores[better[i]]),
+            "rejected_score": float(scores[worse[i]]),
         }
-        for i in worst
+        for i in np.argsort(scores[better] - scores[worse])[:WORST_KEPT]
     ]
-    return metrics, scoring, samples
+    return {f"reward/{name}": value for name, value in metrics.items()}, samples

@@ -31,18 +31,14 @@ def run(context: StageContext) -> StageResult:
         saved = roles.save("policy", context.folder)
         prove_policy(context, roles, "policy", saved, rows[0])
     context.engine.barrier()
-    return StageResult(
-        metrics, rows=Rows(read, len(rows), read - len(rows)), base=roles.base_path
-    )
+    return StageResult(metrics, rows=Rows(read, len(rows), read - len(rows)), base=roles.base_path)
 
 
 def _rows(context: StageContext, renderer):
     """Rendered demonstrations that fit into max_length, and how many were read."""
     source = context.step.data
     fraction = context.config.data[source].test_fraction
-    records, _ = split(
-        views.demonstrations(context.data[source]), fraction, context.split_salt()
-    )
+    records, _ = split(views.demonstrations(context.data[source]), fraction, context.split_salt())
     rows = []
     for record in records:
         try:

@@ -1,11 +1,11 @@
-"""Preference pairs as token ids, and the training loop that the reward model and DPO share."""
+"""Judgements as token ids, and the training loop on their pairs that reward and DPO share."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,78 +18,123 @@ from align.roles import Roles
 from align.stage import StageContext
 from preference_data import views
 from preference_data.batches import Group, PackedBatch, pack
-from preference_data.records import Comparison, Judgement
+from preference_data.quarantine import DataError
+from preference_data.records import Judgement
 from preference_data.rendering import Renderer, RenderingError
 from preference_data.splits import split
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A comparison and its ids: one group of two completions, the chosen one first."""
+class Ranked:
+    """A judgement and its ids: one group of K completions, and the ordered pairs among them."""
 
-    comparison: Comparison
+    judgement: Judgement
     group: Group
+    pairs: tuple[tuple[int, int], ...]
+    """(better, worse) places in the group; ties and unranked completions give none"""
+
+    @property
+    def weight(self) -> float:
+        """Of the whole judgement, shared by its pairs."""
+        return self.judgement.weight
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Rankings:
     """Both sides of the split, and the account of the judgements they came from."""
 
-    train: list[Pair]
-    test: list[Pair]
+    train: list[Ranked]
+    test: list[Ranked]
     rows: Rows
 
 
-def load_pairs(context: StageContext, source: str, renderer: Renderer, max_length: int) -> Pairs:
-    """Every ordered pair of the imported judgements; ties give none.
+class PairIndex(NamedTuple):
+    """P pairs of a batch of judgements: which sequence of the batch is better, which worse."""
 
-    A judgement whose conversation is longer than `max_length`, or that cannot be rendered, is left
-    out and counted.
+    better: Tensor
+    worse: Tensor
+    weight: Tensor
+    """[P]; the pairs of a judgement share its weight, so that K completions count once and not
+    K (K - 1) / 2 times (Ouyang et al. 2022, eq. 1)"""
+
+
+def pair_index(rows: Sequence[Ranked]) -> PairIndex:
+    """The pairs of `rows` when their groups are packed in this order."""
+    better, worse, weight, first = [], [], [], 0
+    for row in rows:
+        for i, j in row.pairs:
+            better.append(first + i)
+            worse.append(first + j)
+            weight.append(row.weight / len(row.pairs))
+        first += len(row.group.completions)
+    return PairIndex(torch.tensor(better), torch.tensor(worse), torch.tensor(weight))
+
+
+def load_rankings(
+    context: StageContext, source: str, renderer: Renderer, max_length: int
+) -> Rankings:
+    """The imported judgements as ids. Those without any ordered pair (ties) train nothing.
+
+    A judgement with a conversation longer than `max_length`, or one that cannot be rendered, is
+    left out and counted. Raises DataError if nothing is left to train on.
     """
     judgements = views.judgements(context.data[source])
     fraction = context.config.data[source].test_fraction
     sides = split(judgements, fraction, context.split_salt())
-    train, test = (
-        [list(_pairs_of(judgement, renderer, max_length)) for judgement in side] for side in sides
+    left_out = 0
+    kept: list[list[Ranked]] = [[], []]
+    for side, rows in zip(sides, kept, strict=True):
+        for judgement in side:
+            group = _group_of(judgement, renderer, max_length)
+            pairs = _ordered_pairs(judgement)
+            if group is None:
+                left_out += 1
+            elif pairs:
+                rows.append(Ranked(judgement, group, pairs))
+    if not kept[0]:
+        raise DataError(
+            f"data.{source}: none of the {len(judgements)} judgements can be trained on; "
+            f"{left_out} are longer than max_length {max_length} or cannot be rendered, the rest "
+            f"are ties or held out."
+        )
+    return Rankings(kept[0], kept[1], Rows(len(judgements), len(judgements) - left_out, left_out))
+
+
+def _group_of(judgement: Judgement, renderer: Renderer, max_length: int) -> Group | None:
+    try:
+        rendered = [renderer.render(judgement.prompt, r) for r in judgement.responses]
+    except RenderingError:
+        return None
+    if max(map(len, rendered)) > max_length:
+        return None
+    return Group(rendered[0].prompt, tuple(row.completion for row in rendered))
+
+
+def _ordered_pairs(judgement: Judgement) -> tuple[tuple[int, int], ...]:
+    ranks = judgement.ranks
+    return tuple(
+        (i, j)
+        for i, rank in enumerate(ranks)
+        for j, other in enumerate(ranks)
+        if rank is not None and other is not None and rank < other
     )
-    left_out = sum(
-        not pairs and bool(judgement.comparisons())
-        for judgement, pairs in zip([*sides[0], *sides[1]], [*train, *test], strict=True)
-    )
-    return Pairs(
-        [pair for pairs in train for pair in pairs],
-        [pair for pairs in test for pair in pairs],
-        Rows(len(judgements), len(judgements) - left_out, left_out),
-    )
 
 
-def _pairs_of(judgement: Judgement, renderer: Renderer, max_length: int) -> Iterator[Pair]:
-    for comparison in judgement.comparisons():
-        try:
-            chosen = renderer.render(comparison.prompt, comparison.chosen)
-            rejected = renderer.render(comparison.prompt, comparison.rejected)
-        except RenderingError:
-            return
-        if max(len(chosen), len(rejected)) > max_length:
-            return
-        yield Pair(comparison, Group(chosen.prompt, (chosen.completion, rejected.completion)))
+Loss = Callable[[Any, PackedBatch, PairIndex, list[int]], LossOutput]
+"""(module to call, the rows' batch, its pairs, the rows' indices) -> a loss and metrics by pair."""
 
 
-Loss = Callable[[Any, PackedBatch, list[int]], LossOutput]
-"""(module to call, the pairs' batch, their indices) -> a loss and metrics by pair."""
-
-
-def fit_pairs(
-    context: StageContext, roles: Roles, role: str, pairs: Sequence[Pair], loss: Loss
+def fit_rankings(
+    context: StageContext, roles: Roles, role: str, rows: Sequence[Ranked], loss: Loss
 ) -> dict[str, float]:
-    """Trains `role` on `pairs`, each with its weight; returns the last metrics.
+    """Trains `role` on the pairs of `rows`; returns the last metrics.
 
     1 the step's rows, the same on every rank; 2 in parts, of which each rank takes its share;
     3 loss / the step's weight; 4 one step; 5 metrics over all ranks.
     """
     train, engine = context.step.train, context.engine
     micro = train.micro_batch_size(engine.world_size)
-    order = steps_of_rows(len(pairs), train, context.seed)
+    order = steps_of_rows(len(rows), train, context.seed)
     training = engine.training(
         roles,
         [ParameterGroup(roles.parameters_of(role), train.learning_rate)],
@@ -102,11 +147,11 @@ def fit_pairs(
     meter = Meter(context)
     roles.train()
     for number, indices in enumerate(order, 1):  # 1
-        weight = sum(pairs[i].comparison.weight for i in indices)
+        weight = sum(rows[i].weight for i in indices)
         starts = range(0, len(indices), micro * engine.world_size)
         for start in starts:  # 2
             mine = engine.share(indices[start : start + micro * engine.world_size])
-            part = _part_loss(training.module, role, pairs, mine, loss, meter, engine)
+            part = _part_loss(training.module, role, rows, mine, loss, meter, engine)
             training.backward(part / weight, last=start == starts[-1])  # 3
         rate = training.learning_rates[0]
         norm = training.step()  # 4
@@ -119,17 +164,24 @@ def fit_pairs(
 
 
 def _part_loss(
-    module: Any, role: str, pairs: Sequence[Pair], mine: list[int], loss: Loss, meter: Meter,
+    module: Any, role: str, rows: Sequence[Ranked], mine: list[int], loss: Loss, meter: Meter,
     engine: Engine,
 ) -> Tensor:  # fmt: skip
     """Weighted sum of the losses of this rank's rows of a part."""
     if not mine:  # fewer rows than ranks; the others wait for this one's backward
         return module("nothing", role, None)
-    batch = pack([pairs[i].group for i in mine]).to(engine.device)
-    output = loss(module, batch, mine)
-    weights = torch.tensor([pairs[i].comparison.weight for i in mine], device=engine.device)
-    meter.add({"train/loss": output.loss.detach(), **output.metrics}, weights, batch.tokens)
-    return (weights * output.loss).sum()
+    part = [rows[i] for i in mine]
+    batch = pack([row.group for row in part]).to(engine.device)
+    pairs = PairIndex(*(tensor.to(engine.device) for tensor in pair_index(part)))
+    output = loss(module, batch, pairs, mine)
+    meter.add({"train/loss": output.loss.detach(), **output.metrics}, pairs.weight, batch.tokens)
+    return (pairs.weight * output.loss).sum()
+
+
+def by_group(rows: Sequence[Ranked], flat: Sequence[float]) -> list[Tensor]:
+    """Numbers of all sequences, in order, as one tensor [K] a row."""
+    sizes = [len(row.group.completions) for row in rows]
+    return list(torch.tensor(flat).split(sizes))
 
 
 class Meter:
