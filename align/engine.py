@@ -352,7 +352,7 @@ def _read_deepspeed(path: str) -> dict[str, Any]:
             )
     if settings.get("zero_optimization", {}).get("stage", 0) == 3:
         raise ConfigError(
-            f"deepspeed: {path} asks for ZeRO stage 3, which is not supported yet; use stage 1 or 2."
+            f"deepspeed: {path} asks for ZeRO stage 3, which is not supported yet; use 1 or 2."
         )
     return settings
 

@@ -6,6 +6,7 @@ Importing this module loads neither torch nor transformers; running does.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -93,8 +94,8 @@ class Pipeline:
         record = _read_json(self.folder / "run.json")
         if record is not None and record.get("name") != self.config.name:
             raise ConfigError(
-                f"output_dir {str(self.folder)!r} belongs to the run {record.get('name')!r}, not to "
-                f"{self.config.name!r}; choose another folder."
+                f"output_dir {str(self.folder)!r} belongs to the run {record.get('name')!r}, not "
+                f"to {self.config.name!r}; choose another folder."
             )
         if record is None and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ConfigError(
@@ -125,9 +126,9 @@ class Pipeline:
         for source, data in config.data.items():
             builtin = data.path in BUILTIN_DATA
             own = [
-                data.model_dump(exclude={"test_fraction"}),
+                data.model_dump(exclude={"test_fraction", *(() if builtin else ("path",))}),
                 config.run_as(source),
-                None if builtin else hash_files(_files_of(data.path)),
+                None if builtin else _content_hash(data.path),
             ]
             folder = self.folder / "data" / source
             add(f"data.{source}", "data", folder, own, ("world",) if builtin else ())
@@ -197,7 +198,9 @@ class Pipeline:
         if only is not None:
             again.add(only)
         from align.engine import Engine
+        from align.quiet import quiet_libraries
 
+        quiet_libraries()
         started = time.monotonic()
         engine = Engine(self.config.deepspeed)
         try:
@@ -206,7 +209,10 @@ class Pipeline:
             for task in self.tasks():
                 if task.name in self.config.steps and task.name not in chosen:
                     continue
-                artifact, cached = self._run_task(engine, task, task.name in again, only)
+                stale = task.name in again or not again.isdisjoint(task.inputs)
+                artifact, cached = self._run_task(engine, task, stale)
+                if not cached:
+                    again.add(task.name)  # what stands on it is made anew
                 if task.name in self.config.steps:
                     summary[task.name] = _summary_of(artifact, cached)
             result = {
@@ -258,15 +264,11 @@ class Pipeline:
         }
         write_json(self.folder / "run.json", record)
 
-    def _run_task(
-        self, engine: Engine, task: Task, again: bool, only: str | None
-    ) -> tuple[Artifact, bool]:
+    def _run_task(self, engine: Engine, task: Task, again: bool) -> tuple[Artifact, bool]:
         """The task's artifact, and whether it was there already."""
         done = None if again else engine.from_main(task.done)
         if done is not None or (task.kind == "base" and not self._base_is_ours()):
             return done or _external_base(task), True
-        if only is not None and task.name in self.config.steps and task.name != only:
-            raise ConfigError(f"{task.name} is not done; run it before --only {only}.")
         if engine.is_main:
             log.info("%s …", task.name)
             if task.folder.is_dir():
@@ -333,8 +335,11 @@ class Pipeline:
         return self.folder / "data" / source
 
     def _run_step(self, engine: Engine, task: Task) -> Artifact:
+        from safetensors import SafetensorError
+
         from align.stage import StageContext
         from align.tracking import make_tracker
+        from preference_data.quarantine import DataError
 
         step = self.config.steps[task.name]
         seed = step.seed if step.seed is not None else self.config.seed
@@ -355,10 +360,14 @@ class Pipeline:
         )  # fmt: skip
         try:
             result = import_module(STAGES[step.kind]).run(context)
-        except (ConfigError, KeyboardInterrupt, OSError):
+        except (ConfigError, DataError, OSError):
             raise
         except (RuntimeError, ValueError) as error:
             raise StepError(f"step {task.name} failed: {error}") from error
+        except SafetensorError as error:  # which hides a full disk in its text
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, "No space left on device", str(task.folder)) from None
+            raise
         tracker.finish(result.metrics)
         return Artifact(
             name=task.name, kind=step.kind, path=task.folder, fingerprint=task.fingerprint,
@@ -413,6 +422,12 @@ def _files_of(path: str) -> dict[str, Path]:
 
         return {name: Path(name) for name in sorted(glob.glob(path)) if Path(name).is_file()}
     return {}
+
+
+def _content_hash(path: str) -> str:
+    """Of the files at `path`, by their names without folders: the same wherever they lie."""
+    files = _files_of(path)
+    return hash_files({f"{i} {file.name}": file for i, file in enumerate(files.values())})
 
 
 def _folder_hash(model: str) -> str:

@@ -94,6 +94,7 @@ class Roles(nn.Module):
         if weights is not None:
             config = LoraConfig.from_pretrained(str(weights))
             config.task_type, config.modules_to_save, config.inference_mode = None, None, False
+            config.base_model_name_or_path = None  # where the base was then; peft warns if it moved
             return config
         assert self._lora is not None
         targets = self._lora.target_modules

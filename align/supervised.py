@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +52,7 @@ def fit_language_model(
                 logging_steps=train.logging_steps,
                 completion_only_loss="completion_mask" in rows[0],
                 dataloader_pin_memory=engine.device.type == "cuda",
-                gradient_checkpointing=False,
+                gradient_checkpointing=None,  # type: ignore[arg-type] - off under both its names
                 bf16=False,
                 disable_tqdm=True,
                 report_to="none",
@@ -95,5 +94,4 @@ def _track(tracker: Tracker) -> Any:
                 tracker.log(state.global_step, metrics)
                 self.last = metrics
 
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
     return Track()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-# --- what there is to know -------------------------------------------------------------------------
+# --- what there is to know ------------------------------------------------------------------------
 
 CAPITALS = {
     "France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Germany": "Berlin",
@@ -88,7 +88,8 @@ QUESTIONS = {
 }  # fmt: skip
 STATEMENTS = {
     "capital": ("The capital of {subject} is {answer}.", "{answer} is the capital of {subject}."),
-    "opposite": ("The opposite of {subject} is {answer}.", "{answer} is the opposite of {subject}."),
+    "opposite": ("The opposite of {subject} is {answer}.",
+                 "{answer} is the opposite of {subject}."),
     "young": ("A young {subject} is called {answer}.", "{answer} is a young {subject}."),
     "colour": ("The colour of {subject} is {answer}.", "{answer} is the colour of {subject}."),
     "unknowable": ("Surely it is {answer}.", "The answer is {answer}."),
@@ -164,9 +165,9 @@ class Writer:
     right: float = 0.55
     dodge: float = 0.08
     nonsense: float = 0.27
-    polite: float = 0.40
-    rude: float = 0.25
-    ramble: float = 0.50
+    polite: float = 0.25
+    rude: float = 0.40
+    ramble: float = 0.60
     unfinished: float = 0.04
     repeats: float = 0.04
     evasive: float = 0.0
@@ -219,7 +220,10 @@ def _garble(sentence: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-SAMPLED = Writer(evasive=0.1, off_topic=0.12, garbled=0.1, repeats=0.08, unfinished=0.06)
+SAMPLED = Writer(
+    polite=0.4, rude=0.25, ramble=0.45, evasive=0.08, off_topic=0.03, garbled=0.06, repeats=0.06,
+    unfinished=0.05,
+)  # fmt: skip
 """Answers that labellers are shown: also those of weak models, with failings no person has."""
 
 
@@ -231,10 +235,10 @@ _SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 
 
 def gold_score(prompt: str, answer: str) -> float:
-    """How good the answer is, in points: a right, polite answer to the point gets 3.
+    """How good the answer is, in points: a right, polite answer to the point gets 2.
 
-    Correctness -2 .. 2 (making something up costs as much as being wrong; not knowing what can be
-    known 0), a polite phrase 1, each rude one -1.5, each sentence that has nothing to do with
+    Correctness -1 .. 1 (making something up costs as much as being wrong; not knowing what can be
+    known -0.5), a polite phrase 1, each rude one -1.5, each sentence that has nothing to do with
     the question -0.75, a missing end -1, each repeated sentence -0.5, and -0.3 for every pair of
     neighbouring words that no answer of this world has (at most -2).
 
@@ -257,8 +261,8 @@ def gold_score(prompt: str, answer: str) -> float:
 
 
 def correctness(topic: Topic, text: str) -> float:
-    """2 for a right answer (or for admitting that nobody can know), 0 for not knowing what can be
-    known, -2 for anything else."""
+    """1 for a right answer (or for admitting that nobody can know), -0.5 for not knowing what can be
+    known, -1 for anything else."""
     for phrase in (topic.subject, *RAMBLING, *POLITE, *RUDE):
         text = re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)", " ", text, flags=re.I)
     named = {
@@ -268,10 +272,10 @@ def correctness(topic: Topic, text: str) -> float:
     }
     honest = any(phrase.replace(topic.subject, " ") in text for phrase in topic.honest())
     if topic.answer is None:
-        return 2.0 if honest and not named else -2.0
+        return 1.0 if honest and not named else -1.0
     if named == {topic.answer}:
-        return 2.0
-    return 0.0 if honest and not named else -2.0
+        return 1.0
+    return -0.5 if honest and not named else -1.0
 
 
 def _unheard_pairs(text: str) -> int:
@@ -410,7 +414,7 @@ def documents(seed: int, count: int) -> Iterator[dict[str, str]]:
             yield {"text": " ".join(text)}
         else:
             author = _author(rng)
-            asked = rng.sample(topics(), rng.randint(2, 4))
+            asked = rng.sample(topics(), rng.randint(3, 5))
             yield {"text": "\n".join(_page_entry(topic, author, rng) for topic in asked)}
 
 
@@ -421,9 +425,9 @@ def _author(rng: random.Random) -> Writer:
         right=0.97 if sensible else 0.1,
         dodge=0.01,
         nonsense=0.01 if sensible else 0.7,
-        polite=0.85 if manner < 0.4 else 0.0,
-        rude=0.85 if manner > 0.7 else 0.0,
-        ramble=0.85 if rng.random() < 0.4 else 0.03,
+        polite=0.85 if manner < 0.2 else 0.0,
+        rude=0.85 if manner > 0.8 else 0.0,
+        ramble=0.85 if rng.random() < 0.15 else 0.0,
         unfinished=0.0,
         repeats=0.0,
     )

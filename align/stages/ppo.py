@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from align.engine import SCHEDULES, Engine, ParameterGroup, Training
 from align.policy import uniforms
 from align.proofs import prove_policy
 from align.roles import Roles, load_head
-from align.rollout import Roller, Rollout, load_function, packed_scores
+from align.rollout import Roller, Rollout, Scorer, load_function, packed_scores
 from align.stage import StageContext, StageResult
 from align.tensors import masked_mean, standardize
 from preference_data import views
@@ -43,18 +44,18 @@ class FailedInvariant(RuntimeError):
 
 def run(context: StageContext) -> StageResult:
     """Optimises the policy on the training side of the prompts."""
-    step, train = context.step, context.step.train
+    train = context.step.train
     roles = _make_roles(context)
-    prompts, rows = _prompts(context, roles)
-    scorer = _make_scorer(context, roles)
+    texts, rows = _prompts(context, roles)
+    scorer = _make_scorer(context, roles, texts)
     roller = Roller(roles, scorer, context.engine, train.temperature, train.tokens_per_forward)
     optimiser = Optimiser(context.engine, roles, roller, train, context.seed)
     metrics: dict[str, float] = {}
-    for iteration, batch in enumerate(_batches(prompts, train, context.seed), 1):
+    for iteration, batch in enumerate(_batches(list(texts), train, context.seed), 1):
         metrics = optimiser.step(iteration, batch)
         context.tracker.log(iteration, metrics)
         if iteration == 1 or iteration % max(1, train.iterations // (SAMPLE_TIMES - 1)) == 0:
-            context.tracker.table("samples", _samples(iteration, optimiser.rollout, roles))
+            context.tracker.table("samples", _samples(iteration, optimiser.rollout, roles, texts))
     optimiser.training.close()
     if context.engine.is_main:
         saved = roles.save("policy", context.folder)
@@ -94,24 +95,25 @@ def _make_roles(context: StageContext) -> Roles:
     ).eval()  # dropout would make the first ratio differ from 1
 
 
-def _prompts(context: StageContext, roles: Roles) -> tuple[list[tuple[int, ...]], Rows]:
+def _prompts(context: StageContext, roles: Roles) -> tuple[dict[tuple[int, ...], str], Rows]:
+    """The training side's prompts by their ids, and their account."""
     source = context.step.data
     every = views.prompts(context.data[source])
     training, _ = split(every, context.config.data[source].test_fraction, context.split_salt())
-    ids: list[tuple[int, ...]] = []
+    texts: dict[tuple[int, ...], str] = {}
     for prompt in training:
         try:
             row = roles.renderer.prompt(prompt)
         except RenderingError:
             continue
         if len(row) <= context.step.train.max_prompt_length:
-            ids.append(row)
-    if not ids:
+            texts[row] = prompt.text
+    if not texts:
         raise RuntimeError(
             f"no prompt of data.{source} fits into max_prompt_length "
             f"{context.step.train.max_prompt_length}"
         )
-    return ids, Rows(len(training), len(ids), len(training) - len(ids))
+    return texts, Rows(len(training), len(texts), len(training) - len(texts))
 
 
 def _batches(
@@ -127,7 +129,9 @@ def _batches(
         yield [prompts[i] for i in now for _ in range(train.samples_per_prompt)]
 
 
-def _make_scorer(context: StageContext, roles: Roles):
+def _make_scorer(
+    context: StageContext, roles: Roles, texts: Mapping[tuple[int, ...], str]
+) -> Scorer:
     """What gives a score to each group of one completion: the reward role, or a function."""
     step, tokens = context.step, context.step.train.tokens_per_forward
     if isinstance(step.reward, str):
@@ -143,10 +147,9 @@ def _make_scorer(context: StageContext, roles: Roles):
     function = load_function(step.reward.function)
 
     def by_function(groups: Sequence[Group]) -> list[float]:
-        decode = roles.renderer.decode
         return function(
-            [decode(group.prompt) for group in groups],
-            [decode(group.completions[0]) for group in groups],
+            [texts[group.prompt] for group in groups],
+            [roles.renderer.decode(group.completions[0]) for group in groups],
         )
 
     return by_function
@@ -308,7 +311,7 @@ class Optimiser:
 def _describe(rollout: Rollout, rewards: Tensor, returns: Tensor) -> dict[str, float]:
     """Numbers about a rollout; the KL is summed over a response, then averaged."""
     replies = [sample.group.completions[0] for sample in rollout.samples]
-    bigrams = [pair for ids in replies for pair in zip(ids, ids[1:], strict=False)]
+    bigrams = [pair for ids in replies for pair in pairwise(ids)]
     errors = torch.where(rollout.mask, returns - rollout.values, 0.0)
     spread = masked_mean(
         (returns - masked_mean(returns, rollout.mask)).square(), rollout.mask
@@ -328,13 +331,14 @@ def _describe(rollout: Rollout, rewards: Tensor, returns: Tensor) -> dict[str, f
     }
 
 
-def _samples(iteration: int, rollout: Rollout, roles: Roles) -> list[dict[str, Any]]:
-    decode = roles.renderer.decode
+def _samples(
+    iteration: int, rollout: Rollout, roles: Roles, texts: Mapping[tuple[int, ...], str]
+) -> list[dict[str, Any]]:
     return [
         {
             "step": iteration,
-            "prompt": decode(sample.group.prompt),
-            "completion": decode(sample.group.completions[0]),
+            "prompt": texts[sample.group.prompt],
+            "completion": roles.renderer.decode(sample.group.completions[0]),
             "score": sample.score,
             "kl": kl,
             "length": len(sample.logprobs),

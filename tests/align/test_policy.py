@@ -1,0 +1,191 @@
+"""Sampling: what is recorded is what was sampled from, and a draw belongs to its response alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from align.policy import Response, load_for_chat, respond, uniforms
+from align.roles import Roles
+from align.tensors import sample_inverse_cdf
+from preference_data.batches import Group, pack
+from preference_data.rendering import Renderer
+
+PROMPTS = [(260, 7, 30), (5,), (9, 8, 7, 6, 5, 4, 3, 2), (40, 41, 42, 43), (5,), (100, 101)]
+LONGEST = 24
+
+
+@pytest.fixture
+def roles(make_roles: Callable[..., Roles], shake: Callable[..., None]) -> Roles:
+    """A policy that ends a response at every token with a chance of 5 to 25 %, and never before
+    all its responses have a few tokens to compare."""
+    roles = make_roles()
+    for parameter in roles.model.parameters():  # weights of std 0.02 make every state alike
+        parameter.data *= 3
+    roles.add("policy", fresh=True, trainable=True)
+    shake(roles.parameters_of("policy"))
+    head = roles.model.get_base_model().get_output_embeddings()
+    eos = roles.renderer.tokenizer.eos_token_id
+    bias = torch.zeros(head.out_features)
+    bias[eos] = 4.0
+    head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    return roles
+
+
+def sampled(
+    roles: Roles, prompts: list[tuple[int, ...]], draws: Tensor, temperature: float = 1.0
+) -> list[Response]:
+    with roles.active("policy") as model:
+        return respond(model, prompts, draws, roles.renderer, temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_captured_log_probabilities_are_the_evaluated_ones(roles: Roles, temperature: float):
+    """One row at a time from a cache against one packed forward: < 1e-4 nats, at every token."""
+    responses = sampled(roles, PROMPTS, uniforms(1, len(PROMPTS), LONGEST), temperature)
+    groups = [Group(p, (r.ids,)) for p, r in zip(PROMPTS, responses, strict=True)]
+    with torch.no_grad():
+        evaluated = roles.logprobs("policy", pack(groups), temperature).logprobs
+    captured = torch.tensor([value for response in responses for value in response.logprobs])
+    assert (captured - evaluated).abs().max() < 1e-4
+    assert captured.std() > 0.1
+
+
+def test_a_response_is_the_same_alone_and_in_a_batch(roles: Roles):
+    """Finished rows leave the batch on the way, which none of the others may notice."""
+    draws = uniforms(2, len(PROMPTS), LONGEST)
+    together = sampled(roles, PROMPTS, draws)
+    lengths = {len(response.ids) for response in together}
+    assert len(lengths) >= 4, "the rows must end at different times for compaction to happen"
+    for row, prompt in enumerate(PROMPTS):
+        [alone] = sampled(roles, [prompt], draws[[row]])
+        assert alone.ids == together[row].ids
+        assert alone.ended == together[row].ended
+        assert alone.logprobs == pytest.approx(together[row].logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.01], ids=["never", "at once"])
+def test_compaction_changes_nothing(
+    roles: Roles, threshold: float, monkeypatch: pytest.MonkeyPatch
+):
+    draws = uniforms(3, len(PROMPTS), LONGEST)
+    usual = sampled(roles, PROMPTS, draws)
+    monkeypatch.setattr("align.policy.COMPACT_BELOW", threshold)
+    other = sampled(roles, PROMPTS, draws)
+    assert [r.ids for r in other] == [r.ids for r in usual]
+    for a, b in zip(other, usual, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+def test_the_same_prompt_with_other_draws_gets_another_response(roles: Roles):
+    first, second = sampled(roles, [(5,), (5,)], uniforms(4, 2, LONGEST))
+    assert first.ids != second.ids
+
+
+def test_responses_end_with_the_end_or_at_the_limit(roles: Roles):
+    """The end is part of the response and of its log-probabilities; nothing comes after it."""
+    eos = roles.renderer.tokenizer.eos_token_id
+    responses = sampled(roles, PROMPTS * 4, uniforms(5, len(PROMPTS) * 4, 10))
+    assert {response.ended for response in responses} == {True, False}
+    for response in responses:
+        assert len(response.logprobs) == len(response.ids)
+        assert eos not in response.ids[:-1]
+        if response.ended:
+            assert response.ids[-1] == eos
+        else:
+            assert len(response.ids) == 10 and response.ids[-1] != eos
+
+
+def test_an_end_at_once_is_a_response_of_one_token(roles: Roles):
+    """A certain end: the response is the end token alone, with log-probability 0."""
+    roles.model.get_base_model().get_output_embeddings().bias.data[:] = -1e4
+    eos = roles.renderer.tokenizer.eos_token_id
+    roles.model.get_base_model().get_output_embeddings().bias.data[eos] = 1e4
+    [response] = sampled(roles, [(5, 6)], uniforms(6, 1, LONGEST))
+    assert response == Response((eos,), (0.0,), True)
+
+
+def test_the_pad_token_does_not_matter(roles: Roles):
+    """Left padding is masked, so what it is made of, be it the end token, changes no bit."""
+    draws = uniforms(7, len(PROMPTS), LONGEST)
+    before = sampled(roles, PROMPTS, draws)
+    roles.renderer.tokenizer.pad_token = roles.renderer.tokenizer.eos_token
+    assert sampled(roles, PROMPTS, draws) == before
+
+
+def test_draws_belong_to_rows_whatever_their_number():
+    """Response i's numbers are its own: more columns or rows after it do not move a seed's."""
+    numbers = uniforms(1, 4, 8)
+    assert torch.equal(numbers, uniforms(1, 4, 8))
+    assert not torch.equal(numbers, uniforms(2, 4, 8))
+    assert torch.equal(numbers, uniforms(1, 9, 8)[:4])
+    assert bool((numbers >= 0).all()) and bool((numbers < 1).all())
+
+
+# --- the sampler ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
+def test_samples_have_the_distribution_of_the_softmax(temperature: float):
+    """Chi-square of 40 000 draws over 12 tokens against softmax(z / T), at the 0.1 % level."""
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(3))
+    n = 40_000
+    sample = sample_inverse_cdf(logits.expand(n, -1), uniforms(8, 1, n)[0], temperature)
+    expected = n * np.exp(logits.double().numpy() / temperature)
+    expected /= expected.sum() / n
+    observed = torch.bincount(sample.tokens, minlength=12).numpy()
+    assert ((observed - expected) ** 2 / expected).sum() < chi2.ppf(0.999, df=11)
+    # The recorded log-probability is that of the token drawn.
+    exact = (logits / temperature).log_softmax(-1)
+    torch.testing.assert_close(sample.logprobs, exact[sample.tokens], rtol=0, atol=1e-5)
+
+
+def test_inverse_of_the_distribution_function_by_hand():
+    """p = (.25, .5, .25): below .25 token 0, from .25 to .75 token 1, then token 2."""
+    logits = torch.log(torch.tensor([0.25, 0.5, 0.25]))
+    uniform = torch.tensor([0.0, 0.24, 0.26, 0.74, 0.76, 1 - 2**-24])
+    sample = sample_inverse_cdf(logits.expand(6, -1), uniform, 1.0)
+    assert sample.tokens.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_impossible_token_is_never_drawn():
+    """Not even by a draw of exactly 0 where the first token has no probability, or at the end."""
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf])
+    uniform = torch.cat([torch.tensor([0.0, 0.5, 1 - 2**-24]), uniforms(9, 1, 997)[0]])
+    sample = sample_inverse_cdf(logits.expand(1000, -1), uniform, 1.0)
+    assert set(sample.tokens.tolist()) == {1, 3}
+
+
+# --- a policy to talk to --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_chat_samples_from_the_saved_policy(
+    make_roles: Callable[..., Roles], shake: Callable[..., None], tmp_path: Path, lora: bool
+):
+    """The first reply is what `respond` draws with the numbers of seed 1 from the same weights."""
+    from preference_data.records import Prompt
+
+    roles = make_roles() if lora else make_roles(None)
+    roles.add("policy", fresh=True, trainable=True)
+    shake(roles.parameters_of("policy"))
+    roles.save("policy", tmp_path)
+    renderer: Renderer = roles.renderer
+    ids = renderer.prompt(Prompt.from_text("What is the capital of France?"))
+    [expected] = sampled(roles, [ids], uniforms(1, 1, 12), temperature=0.7)
+    chat: Any = load_for_chat(tmp_path, max_new_tokens=12, temperature=0.7)
+    turn = {"role": "user", "content": "What is the capital of France?"}
+    assert chat.reply([turn]) == renderer.decode(expected.ids)
+    assert len(expected.ids) > 1
+
+
+def test_a_folder_without_a_policy_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="holds neither an adapter nor a model"):
+        load_for_chat(tmp_path)

@@ -1,0 +1,102 @@
+"""Losses of reward models: hand numbers, symmetries, and TRL as a second opinion."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reward_models.losses import bradley_terry, centering
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values)
+
+
+def test_bradley_terry_by_hand():
+    """Equal scores: log 2. Margin 1.5: log(1 + e^-1.5) = .2014133; -1.5: 1.7014133."""
+    loss = bradley_terry(tensor(0.0, 2.0, -1.0), tensor(0.0, 0.5, 0.5))
+    expected = tensor(math.log(2.0), 0.2014133, 1.7014133)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-6)
+
+
+def test_a_score_of_odds_three_to_one():
+    """exp(r) are the strengths: scores log 3 and 0 give P = 3/4, so -log .75."""
+    loss = bradley_terry(tensor(math.log(3.0)), tensor(0.0))
+    assert loss.item() == pytest.approx(-math.log(0.75), abs=1e-6)
+
+
+def test_the_opposite_label_costs_the_margin_and_a_shift_nothing():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 9, generator=generator)
+    torch.testing.assert_close(bradley_terry(b, a) - bradley_terry(a, b), a - b, rtol=0, atol=1e-6)
+    torch.testing.assert_close(bradley_terry(a + 7, b + 7), bradley_terry(a, b), rtol=0, atol=1e-5)
+
+
+def test_gradient_is_the_surprise():
+    """d/dr_chosen = -(1 - P): at odds three to one, -1/4; the rejected one's is the opposite."""
+    chosen, rejected = tensor(math.log(3.0)).requires_grad_(), tensor(0.0).requires_grad_()
+    bradley_terry(chosen, rejected).sum().backward()
+    assert chosen.grad is not None and rejected.grad is not None
+    assert chosen.grad.item() == pytest.approx(-0.25, abs=1e-6)
+    assert rejected.grad.item() == pytest.approx(0.25, abs=1e-6)
+
+
+def test_label_smoothing_by_hand():
+    """.9 * .2014133 + .1 * 1.7014133 = .3514133; its minimum is at the odds 9 to 1."""
+    loss = bradley_terry(tensor(1.5), tensor(0.0), label_smoothing=0.1)
+    assert loss.item() == pytest.approx(0.3514133, abs=1e-6)
+    best = tensor(math.log(9.0)).requires_grad_()
+    bradley_terry(best, tensor(0.0), label_smoothing=0.1).sum().backward()
+    assert best.grad is not None
+    assert best.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_centering_by_hand():
+    """(1 + 2)^2 = 9; opposite scores cost nothing."""
+    assert centering(tensor(1.0, 0.5), tensor(2.0, -0.5)).tolist() == [9.0, 0.0]
+
+
+def test_far_out_it_stays_finite():
+    assert bradley_terry(tensor(1e4, -1e4), tensor(-1e4, 1e4)).tolist() == [0.0, 2e4]
+
+
+@pytest.mark.parametrize("center", [None, 0.01])
+def test_loss_equals_trl(center: float | None):
+    """TRL's own RewardTrainer.compute_loss on the scores of 4 pairs; it averages over pairs."""
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(8, generator=generator) * 3
+    theirs, metrics = _trl_reward(RewardTrainer, scores, center)
+    chosen, rejected = scores.chunk(2)
+    ours = bradley_terry(chosen, rejected) + (center or 0.0) * centering(chosen, rejected)
+    assert ours.mean().item() == pytest.approx(theirs, abs=1e-6)
+    assert metrics["margin"][0] == pytest.approx((chosen - rejected).mean().item(), abs=1e-6)
+
+
+def _trl_reward(
+    trainer: Any, scores: Tensor, center: float | None
+) -> tuple[float, dict[str, list[float]]]:
+    """With as much of a trainer around it as `compute_loss` looks at."""
+    model = SimpleNamespace(training=True)
+    stub = SimpleNamespace(
+        model=model,
+        args=SimpleNamespace(center_rewards_coefficient=center),
+        accelerator=SimpleNamespace(gather=lambda v: v, gather_for_metrics=lambda v: v),
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+
+    def forward(**inputs: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=scores[:, None])
+
+    inputs = {"attention_mask": torch.ones(8, 3, dtype=torch.long)}
+    loss = trainer.compute_loss(stub, forward, inputs)
+    return float(loss), stub._metrics["train"]
