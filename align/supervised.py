@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,9 @@ def fit_language_model(
     from trl import SFTConfig, SFTTrainer
 
     micro = train.micro_batch_size(engine.world_size)
+    steps = train.max_steps or math.ceil(
+        len(rows) / train.train_batch_size * train.num_train_epochs
+    )
     callback = _track(tracker)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
@@ -49,7 +53,7 @@ def fit_language_model(
                 adam_epsilon=train.adam_epsilon,
                 max_grad_norm=train.max_grad_norm,
                 max_length=None,
-                logging_steps=train.logging_steps,
+                logging_steps=min(train.logging_steps, steps),  # a short run has a last line too
                 completion_only_loss="completion_mask" in rows[0],
                 dataloader_pin_memory=engine.device.type == "cuda",
                 gradient_checkpointing=None,  # type: ignore[arg-type] - off under both its names

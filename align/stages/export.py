@@ -97,7 +97,7 @@ def _write(policy: Artifact, folder: Path, merge: bool, license: str | None) -> 
         metrics["export/merge_difference"] = _compare(folder / "merged", merged, trained)
     _check_tokenizers(source, folder)
     for file in _files(folder):
-        pass  # safetensors writes for the owner alone
+        file.chmod(0o644)  # safetensors writes for the owner alone
     card = model_card(policy, record, base, folder, license)  # 4
     write_text(folder / "README.md", card)
     return {**_sizes(folder), **metrics}

@@ -58,6 +58,32 @@ def test_captured_log_probabilities_are_the_evaluated_ones(roles: Roles, tempera
     assert captured.std() > 0.1
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "mistral"])
+def test_other_families_sample_what_they_evaluate(family: str, renderer: Renderer):
+    """Rotary positions forgive a shift of the left padding, GPT-2's learned ones do not: captured
+    against each conversation alone, with the model's own mask and positions."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    size = len(renderer.tokenizer)
+    names = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    if family != "gpt2":
+        names = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        names |= {"intermediate_size": 48, "max_position_embeddings": 64}
+        names |= {} if family == "gpt_neox" else {"num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=size, **names)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    responses = respond(model, PROMPTS, uniforms(1, len(PROMPTS), 12), renderer, 1.0)
+    for prompt, response in zip(PROMPTS, responses, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *response.ids]]), use_cache=False).logits[0]
+        places = torch.arange(len(prompt) - 1, len(prompt) + len(response.ids) - 1)
+        exact = logits.log_softmax(-1)[places, torch.tensor(response.ids)]
+        assert response.logprobs == pytest.approx(exact.tolist(), abs=1e-4)
+
+
 def test_a_response_is_the_same_alone_and_in_a_batch(roles: Roles):
     """Finished rows leave the batch on the way, which none of the others may notice."""
     draws = uniforms(2, len(PROMPTS), LONGEST)
