@@ -71,10 +71,24 @@ def load_base(path: str, base: Base, device: torch.device) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"base.model {path!r} cannot be loaded: {reason}") from None
+    _refuse_window(path, model.config)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # Llama and its like: a number of the layer
     return model.to(device)
+
+
+def _refuse_window(path: str, config: Any) -> None:
+    """A packed batch brings its own mask, which replaces the model's sliding window."""
+    window = getattr(config, "sliding_window", None)
+    used = window and getattr(config, "use_sliding_window", True)
+    if used and window < config.max_position_embeddings:
+        raise ConfigError(
+            f"base.model {path!r} attends to a window of {window} tokens, which packed batches do "
+            f"not keep to; set sliding_window to null in its config.json if nothing is that long."
+        )
 
 
 def build_tiny(folder: Path, base: Base, texts: list[str], seed: int) -> int:

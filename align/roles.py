@@ -115,10 +115,10 @@ class Roles(nn.Module):
         state = load_file(weights / ADAPTER_FILE)
         state.pop(HEAD_KEY, None)
         result: Any = set_peft_model_state_dict(self.model, state, adapter_name=role)
-        if result.unexpected_keys:
-            raise ValueError(
-                f"{weights} does not fit {self.base_path}: unexpected {result.unexpected_keys[:3]}"
-            )
+        lost = [name for name in result.missing_keys if f".{role}." in name]
+        for what, names in (("unexpected", result.unexpected_keys), ("missing", lost)):
+            if names:
+                raise ValueError(f"{weights} does not fit {self.base_path}: {what} {names[:3]}")
 
     def _set_trainable(self, role: str, trainable: bool) -> None:
         for name, parameter in self.model.named_parameters():

@@ -17,7 +17,7 @@ from preference_data.records import Message, Prompt, Response
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
@@ -57,7 +57,10 @@ class Renderer:
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
         self.tokenizer = tokenizer
-        self._special = [token for token in tokenizer.all_special_tokens if token.strip()]
+        # Llama 3 marks most of its control tokens as special without listing them by name.
+        added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        special = dict.fromkeys((*tokenizer.all_special_tokens, *added))
+        self._special = [token for token in special if token.strip()]
 
     def prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids up to the place where the assistant's reply begins."""

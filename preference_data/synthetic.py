@@ -261,8 +261,8 @@ def gold_score(prompt: str, answer: str) -> float:
 
 
 def correctness(topic: Topic, text: str) -> float:
-    """1 for a right answer (or for admitting that nobody can know), -0.5 for not knowing what can be
-    known, -1 for anything else."""
+    """1 for a right answer, or for admitting what nobody can know; -0.5 for not knowing what can
+    be known; -1 for anything else."""
     for phrase in (topic.subject, *RAMBLING, *POLITE, *RUDE):
         text = re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)", " ", text, flags=re.I)
     named = {

@@ -6,7 +6,6 @@ Torch and transformers are imported inside the fixtures: tests of the light modu
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import pytest
 os.environ.update(
     HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"
 )
+# More threads are slower on tensors this small, and take the cores from others. Read by torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TEXTS = [
     "Question: What is the capital of France?\nAnswer:\nThe capital of France is Paris.",
@@ -30,13 +31,6 @@ ARCHITECTURE = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """More threads are slower on tensors this small, and take the cores from others."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

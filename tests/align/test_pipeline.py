@@ -162,10 +162,14 @@ def test_the_same_seed_gives_the_same_bits(finished: tuple[Path, dict[str, Any]]
     folder, summary = finished
     again = Pipeline(config(tmp_path / "again")).run()
     for name in ("pretrain", "sft", "reward", "dpo", "ppo"):
-        file = "model/model.safetensors" if name == "pretrain" else (
-            "adapter/adapter_model.safetensors"
+        file = (
+            "model/model.safetensors"
+            if name == "pretrain"
+            else ("adapter/adapter_model.safetensors")
         )
-        assert (folder / name / file).read_bytes() == (tmp_path / "again" / name / file).read_bytes()
+        assert (folder / name / file).read_bytes() == (
+            tmp_path / "again" / name / file
+        ).read_bytes()
     timed = ("time/", "train/tokens_per_second", "export/")
     for name, step in summary["steps"].items():
         for metric, value in step["metrics"].items():
@@ -214,8 +218,8 @@ def test_a_killed_run_goes_on(copied: Path):
     path = copied.parent / "config.json"
     path.write_text(json.dumps(tree(copied, steps__ppo__train__iterations=4000)))
     command = [sys.executable, "-m", "align.cli", "run", str(path)]
-    log = (copied.parent / "log").open("w")
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    with (copied.parent / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     metrics = copied / "ppo/metrics.jsonl"
     old = metrics.stat().st_mtime_ns
     until = time.monotonic() + 120
@@ -278,9 +282,7 @@ def test_a_model_folder_without_a_tokenizer_is_named(
     assert f"base.model {str(model)!r} has no tokenizer that can be loaded" in str(error.value)
 
 
-def test_a_full_disk_is_named_and_leaves_no_artifact(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_is_named_and_leaves_no_artifact(copied: Path, monkeypatch: pytest.MonkeyPatch):
     """safetensors hides the system's error in its text; it must come out as what it is."""
     from safetensors import SafetensorError
 
@@ -300,9 +302,7 @@ def test_a_reward_that_is_not_a_number_stops_the_run(
     reward = make_reward("[float('nan')] * len(prompts)")
     with pytest.raises(StepError) as error:
         Pipeline(config(copied, steps__ppo__reward={"function": reward})).run(only="ppo")
-    assert str(error.value) == (
-        "step ppo failed: a score of the first rollout is not a number"
-    )
+    assert str(error.value) == ("step ppo failed: a score of the first rollout is not a number")
 
 
 def test_a_function_as_the_reward_sees_the_prompt_and_the_completion(
@@ -310,9 +310,7 @@ def test_a_function_as_the_reward_sees_the_prompt_and_the_completion(
 ):
     """The function's scores are the ones in the metrics: here the share of prompts with a '?'."""
     reward = make_reward("[1.0 if '?' in p and isinstance(c, str) else 0.0 for p, c in rows]")
-    summary = Pipeline(
-        config(copied, steps__ppo__reward={"function": reward})
-    ).run(only="ppo")
+    summary = Pipeline(config(copied, steps__ppo__reward={"function": reward})).run(only="ppo")
     assert 0 < summary["steps"]["ppo"]["metrics"]["objective/score"] <= 1
 
 
