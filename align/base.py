@@ -62,7 +62,7 @@ def load_base(path: str, base: Base, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=base.revision,
             dtype=DTYPES[base.dtype],
@@ -72,11 +72,13 @@ def load_base(path: str, base: Base, device: torch.device) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"base.model {path!r} cannot be loaded: {reason}") from None
     _refuse_window(path, model.config)
+    module: Any
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # Llama and its like: a number of the layer
+            # Llama and its like keep it as a number of the layer.
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - pyright expects tensors
     return model.to(device)
 
 

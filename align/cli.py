@@ -177,8 +177,10 @@ def score(
         raise ConfigError("Give either --file, or --prompt with one or more --completion.")
     pairs = _read_pairs(file) if file else [(prompt or "", text) for text in completion or ()]
     _check_folder(model)
+    from align.quiet import quiet_libraries
     from reward_models import RewardModel
 
+    quiet_libraries()
     scores = RewardModel.load(model).score([p for p, _ in pairs], [c for _, c in pairs])
     for (one, answer), value in zip(pairs, scores, strict=True):
         row = {"prompt": one, "completion": answer, "score": value}
@@ -214,7 +216,9 @@ def chat(
     """Talk to a policy. An empty line or Ctrl-D ends it."""
     _check_folder(policy)
     from align.policy import load_for_chat
+    from align.quiet import quiet_libraries
 
+    quiet_libraries()
     speaker = load_for_chat(policy)
     if prompt is not None:
         print(speaker.reply([{"role": "user", "content": prompt}]))

@@ -286,7 +286,8 @@ class DeepSpeedTraining(Training):
         return norm
 
     def _set_learning_rates(self) -> None:
-        groups = self._deepspeed.optimizer.param_groups
+        optimizer: Any = self._deepspeed.optimizer
+        groups = optimizer.param_groups
         for group, rate in zip(groups, self.learning_rates, strict=True):
             group["lr"] = rate
 

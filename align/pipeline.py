@@ -143,6 +143,8 @@ class Pipeline:
             inputs = ["base"]
             inputs += [other for _, other, _ in step.steps_used() if other != "base"]
             inputs += [f"data.{source}" for _, source, _ in step.data_used()]
+            if step.kind == "export":  # its model card quotes what was measured before it
+                inputs += [o for o in made if o in config.steps and made[o].kind == "evaluate"]
             fractions = {s: config.data[s].test_fraction for _, s, _ in step.data_used()}
             lora = config.lora.model_dump() if config.lora else None
             own = [step.model_dump(by_alias=True), lora, config.seed, fractions]
@@ -204,6 +206,8 @@ class Pipeline:
         started = time.monotonic()
         engine = Engine(self.config.deepspeed)
         try:
+            if only is not None:
+                engine.from_main(lambda: self._require_inputs(only))
             engine.from_main(lambda: self._claim(command))
             summary: dict[str, Any] = {}
             for task in self.tasks():
@@ -253,6 +257,17 @@ class Pipeline:
                 other for _, other, _ in self.config.steps[name].steps_used() if other != "base"
             ]
         return chosen
+
+    def _require_inputs(self, only: str) -> None:
+        """Raises ConfigError if a step that `only` stands on is not done with today's settings."""
+        tasks = {task.name: task for task in self.tasks()}
+        for _, other, _ in self.config.steps[only].steps_used():
+            if other != "base" and tasks[other].done() is None:
+                state, reason = tasks[other].state()
+                why = f" ({reason})" if reason and state == "run" else ""
+                raise ConfigError(
+                    f"--only {only} needs the step {other!r}, which is not done{why}; run it first."
+                )
 
     def _claim(self, command: str) -> None:
         """Makes the run folder this run's."""

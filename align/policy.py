@@ -134,7 +134,7 @@ def load_for_chat(
         if (folder / part).is_dir():
             folder = folder / part
     if (folder / "adapter_config.json").is_file():
-        base = base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+        base = base or str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, str(folder)).get_base_model()
     elif (folder / "config.json").is_file():

@@ -92,7 +92,7 @@ class Roles(nn.Module):
 
     def _lora_config(self, weights: Path | None) -> LoraConfig:
         if weights is not None:
-            config = LoraConfig.from_pretrained(str(weights))
+            config: Any = LoraConfig.from_pretrained(str(weights))
             config.task_type, config.modules_to_save, config.inference_mode = None, None, False
             config.base_model_name_or_path = None  # where the base was then; peft warns if it moved
             return config
@@ -280,5 +280,5 @@ def _policy_weights(folder: Path, model: Any) -> dict[str, Tensor]:
     """Weights of a `model/` folder for a language model; a scorer brings no language head."""
     state = load_file(folder / "model.safetensors")
     state.pop("score.weight", None)
-    own = model.state_dict()
+    own: dict[str, Tensor] = model.state_dict()
     return {name: state.get(name, tensor) for name, tensor in own.items()}

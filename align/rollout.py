@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,8 +176,8 @@ def load_function(reference: str) -> Callable[[list[str], list[str]], list[float
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function) or len(inspect.signature(function).parameters) < 2:
+    function: Any = getattr(module, name, None)
+    if not inspect.isroutine(function) or len(inspect.signature(function).parameters) < 2:
         raise ConfigError(
             f"function {reference!r}: {path} has no function {name}(prompts, completions)."
         )

@@ -30,7 +30,8 @@ def fit_language_model(
     Raises ConfigError if the batch does not divide by the ranks.
     """
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     micro = train.micro_batch_size(engine.world_size)
     steps = train.max_steps or math.ceil(
@@ -93,7 +94,8 @@ def _track(tracker: Tracker) -> Any:
         last: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
 
         def on_log(self, args, state, control, logs=None, **_):
-            metrics = {names[key]: float(value) for key, value in logs.items() if key in names}
+            logged = (logs or {}).items()
+            metrics = {names[key]: float(value) for key, value in logged if key in names}
             if "train/loss" in metrics:
                 tracker.log(state.global_step, metrics)
                 self.last = metrics

@@ -6,11 +6,13 @@ completions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+_recomputed: Any = torch.utils.checkpoint.checkpoint  # pyright: ignore
 
 LOGITS_AT_ONCE = 1 << 25
 """Elements of the largest block of logits that exists at a time (128 MiB in float32)."""
@@ -51,11 +53,17 @@ def token_logprobs(
     block = max(1, LOGITS_AT_ONCE // int(vocabulary))  # type: ignore[arg-type]
     if hidden.shape[0] <= block:
         return TokenLogprobs(*_block_logprobs(hidden, head, targets, temperature))
-    parts = [
-        checkpoint(_block_logprobs, h, head, t, temperature, use_reentrant=False)
-        for h, t in zip(hidden.split(block), targets.split(block), strict=True)
-    ]
-    return TokenLogprobs(*(torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
+    starts = range(0, hidden.shape[0], block)
+    parts: list[tuple[Tensor, Tensor]] = [
+        _recomputed(
+            _block_logprobs, hidden[at : at + block], head, targets[at : at + block], temperature,
+            use_reentrant=False,
+        )
+        for at in starts
+    ]  # fmt: skip
+    return TokenLogprobs(
+        torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropy for _, entropy in parts])
+    )
 
 
 def _block_logprobs(

@@ -18,6 +18,7 @@ from preference_data.sources.store import (
     read_prompts,
     read_text,
 )
+from preference_data.splits import split
 
 
 def judgements(folder: Path) -> list[Judgement]:
@@ -54,25 +55,29 @@ def _prompts(folder: Path) -> Iterator[Prompt]:
         yield from (row.prompt for row in read_judgements(folder))
 
 
-def text(folder: Path) -> list[str]:
-    """Documents: plain text, or the whole conversations of anything else."""
+def text(folder: Path, test_fraction: float = 0.0, salt: str = "") -> list[str]:
+    """Documents: plain text, or the whole conversations of anything else.
+
+    Conversations whose prompt is on the test side of the split are left out, so that no step reads
+    what another holds out.
+    """
     if _holds(folder, "text"):
         return list(read_text(folder))
     if _holds(folder, "preferences"):
         return [
             "\n\n".join(message.content for message in (*row.prompt.messages, *response.messages))
-            for row in read_judgements(folder)
+            for row in split(read_judgements(folder), test_fraction, salt)[0]
             for response in row.responses
         ]
     if _holds(folder, "demonstrations"):
         return [
             "\n\n".join(m.content for m in (*row.prompt.messages, *row.response.messages))
-            for row in read_demonstrations(folder)
+            for row in split(read_demonstrations(folder), test_fraction, salt)[0]
         ]
     _require(folder, "prompts")
     return [
         "\n\n".join(message.content for message in prompt.messages)
-        for prompt in read_prompts(folder)
+        for prompt in split(read_prompts(folder), test_fraction, salt)[0]
     ]
 
 

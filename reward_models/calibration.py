@@ -38,7 +38,7 @@ def expected_calibration_error(probability: Array, weights: Array, bins: int = 1
     that of the answer the model prefers, between 0.5 and 1 (Guo et al. 2017, eq. 3).
     """
     confidence = np.maximum(probability, 1 - probability)
-    right = probability > 0.5
+    right = (probability > 0.5).astype(float)
     places = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     total = 0.0
     for place in range(bins):

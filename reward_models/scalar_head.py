@@ -111,15 +111,15 @@ class RewardModel:
                 folder = folder / part
         if not (folder / SCORING_FILE).is_file():
             raise FileNotFoundError(f"{path} holds no reward model (no {SCORING_FILE}).")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
         if (folder / "adapter_config.json").is_file():
-            base = base or PeftConfig.from_pretrained(folder).base_model_name_or_path
+            base = base or str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
             model = AutoModelForSequenceClassification.from_pretrained(
                 base, num_labels=1, dtype=torch.float32
             )
             model = PeftModel.from_pretrained(model, folder).get_base_model()
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(folder)
+            model = AutoModelForSequenceClassification.from_pretrained(str(folder))
         renderer = Renderer(tokenizer)
         scoring = Scoring.load(folder)
         scoring.check(renderer.fingerprint(), str(path))

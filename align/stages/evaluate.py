@@ -101,7 +101,14 @@ def _prompts(context: StageContext, roles: Roles):
     every = views.prompts(context.data[step.data])
     fraction = context.config.data[step.data].test_fraction
     _, held_out = split(every, fraction, context.split_salt())
-    asked = (held_out or every)[: step.prompts]
+    if fraction == 0:  # the whole source is for evaluation
+        held_out = every
+    if not held_out:
+        raise RuntimeError(
+            f"data.{step.data} has {len(every)} prompts, and none falls into the held-out share of "
+            f"{fraction:g}; raise its test_fraction or bring more prompts"
+        )
+    asked = held_out[: step.prompts]
     found = []
     for prompt in asked:
         try:

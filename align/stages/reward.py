@@ -46,7 +46,10 @@ def run(context: StageContext) -> StageResult:
         lambda module, batch, pairs, _: _loss(context, module, batch, pairs),
     )  # fmt: skip
     scoring = _scoring(context, roles, rankings.train[:CALIBRATION_ROWS])
-    metrics, samples = _report(context, roles, rankings.test or rankings.train)
+    held_out = bool(rankings.test)
+    metrics, samples = _report(context, roles, rankings.test if held_out else rankings.train)
+    prefix = "reward/" if held_out else "reward/train_"
+    metrics = {prefix + name: value for name, value in metrics.items()}
     if context.engine.is_main:
         saved = roles.save("reward", context.folder, scoring)
         prove_scores(context, roles, "reward", saved, rankings.train[0].group)
@@ -88,7 +91,7 @@ def _scoring(context: StageContext, roles: Roles, rows: Sequence[Ranked]) -> Sco
 
 
 def _report(context: StageContext, roles: Roles, rows: Sequence[Ranked]):
-    """Metrics on pairs that were not trained on, and the worst mistakes among them."""
+    """Metrics on the pairs of `rows`, and the worst mistakes among them."""
     scores = torch.cat(_scores(context, roles, rows)).numpy()
     lengths = np.array([len(ids) for row in rows for ids in row.group.completions])
     pairs = pair_index(rows)
@@ -110,4 +113,4 @@ def _report(context: StageContext, roles: Roles, rows: Sequence[Ranked]):
         }
         for i in np.argsort(scores[better] - scores[worse])[:WORST_KEPT]
     ]
-    return {f"reward/{name}": value for name, value in metrics.items()}, samples
+    return metrics, samples

@@ -192,13 +192,24 @@ def test_a_changed_setting_runs_its_step_and_what_stands_on_it(copied: Path):
 
 def test_force_runs_a_step_again_and_what_stands_on_it(copied: Path):
     summary = Pipeline(config(copied)).run(force=["dpo"])
-    assert [name for name, done in cached(summary).items() if not done] == ["dpo", "evaluate"]
+    assert [name for name, done in cached(summary).items() if not done] == [
+        "dpo", "evaluate", "export",
+    ]  # fmt: skip
 
 
 def test_only_runs_one_step_and_keeps_the_others_in_the_summary(copied: Path):
     summary = Pipeline(config(copied)).run(only="evaluate")
     assert cached(summary) == {"evaluate": False}
     assert set(json.loads((copied / "summary.json").read_text())["steps"]) >= {"ppo", "evaluate"}
+
+
+def test_only_refuses_to_stand_on_what_is_out_of_date(copied: Path):
+    changed = config(copied, steps__sft__train={**TRAIN, "max_steps": 2})
+    with pytest.raises(ConfigError) as error:
+        Pipeline(changed).run(only="dpo")
+    assert str(error.value) == (
+        "--only dpo needs the step 'sft', which is not done (its settings changed); run it first."
+    )
 
 
 def test_until_kind_leaves_out_what_that_kind_does_not_need(copied: Path):
@@ -235,6 +246,17 @@ def test_a_killed_run_goes_on(copied: Path):
     summary = Pipeline(config(copied)).run()
     assert cached(summary)["dpo"] and not cached(summary)["ppo"]
     assert (copied / "ppo/artifact.json").is_file()
+
+
+def test_with_wandb_every_step_leaves_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Offline, as without a key; test_tracking.py reads such files back."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "small"
+    Pipeline(config(folder, tracking__wandb={"project": "tests"})).run(until_kind="ppo")
+    for step in ("pretrain", "sft", "reward", "ppo"):
+        [run] = (folder / step / "wandb").rglob("run-*.wandb")
+        assert run.stat().st_size > 1000, step
 
 
 # --- bad input ------------------------------------------------------------------------------------
