@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from align.config import load_config
-from preference_data import Columns, read_preferences
+from preference_data import Columns, read_judgements, read_preferences, split
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "csv.yaml"
 HEADER = ("rater", "question", "answer_1", "answer_2", "better", "took (s)")
@@ -105,7 +105,10 @@ def test_every_row_is_accounted_for(run_dir: Path):
     rows_of = {
         name: step["rows"] for name, step in read_json(run_dir / "summary.json")["steps"].items()
     }
-    assert rows_of["pretrain"] == {"in": 120, "out": 120, "quarantined": 0}  # answers, each whole
+    trained, held_out = split(read_judgements(run_dir / "data" / "labels"), 0.2, "17")
+    assert len(held_out) > 3
+    texts = 2 * len(trained)  # answers, each whole; what is held out is not read
+    assert rows_of["pretrain"] == {"in": texts, "out": texts, "quarantined": 0}
     assert rows_of["reward"] == rows_of["dpo"] == {"in": 60, "out": 60, "quarantined": 0}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from align.config import Config, load_config
+from preference_data import read_judgements, split
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "hh.yaml"
 DATA = os.environ.get("ALIGN_TEST_DATA")
@@ -99,7 +100,9 @@ def test_every_row_is_accounted_for(run: Run):
     assert report["rows_in"] == ROWS == report["rows_out"] + report["rows_quarantined"]
     assert report["rows_quarantined"] == sum(report["by_reason"].values()) == 1
     rows = {name: step["rows"] for name, step in run.first["steps"].items()}
-    assert rows["pretrain"]["in"] == 2 * report["rows_out"]  # both transcripts of each pair
+    trained, held_out = split(read_judgements(run.folder / "data" / "hh"), 0.1, "17")
+    assert len(held_out) > 10
+    assert rows["pretrain"]["in"] == 2 * len(trained)  # both transcripts, of what is not held out
     for step in ("reward", "dpo"):
         assert rows[step]["in"] == report["rows_out"]
     for counts in filter(None, rows.values()):
