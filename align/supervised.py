@@ -27,8 +27,13 @@ def fit_language_model(
     """Trains what requires a gradient in `model` on rows {"input_ids"[, "completion_mask"]}.
 
     Only tokens whose mask is 1 count (all, without a mask). Returns the last metrics.
-    Raises ConfigError if the batch does not divide by the ranks.
+    Raises ConfigError if the batch does not divide by the ranks, ValueError without rows.
     """
+    if not rows:
+        raise ValueError(
+            f"no row is left to train on: all are longer than max_length {train.max_length}, "
+            f"cannot be rendered, or are held out."
+        )
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer

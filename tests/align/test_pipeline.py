@@ -327,6 +327,15 @@ def test_a_reward_that_is_not_a_number_stops_the_run(
     assert str(error.value) == ("step ppo failed: a score of the first rollout is not a number")
 
 
+def test_rows_that_are_all_too_long_are_named(copied: Path):
+    with pytest.raises(StepError) as error:
+        Pipeline(config(copied, steps__sft__train={**TRAIN, "max_length": 3})).run(only="sft")
+    assert str(error.value) == (
+        "step sft failed: no row is left to train on: all are longer than max_length 3, cannot be "
+        "rendered, or are held out."
+    )
+
+
 def test_a_function_as_the_reward_sees_the_prompt_and_the_completion(
     copied: Path, make_reward: Callable[[str], str]
 ):
