@@ -206,6 +206,8 @@ class PPOTrain(Section):
     """Optimiser steps per pass."""
     tokens_per_forward: PositiveInt = 4096
     """Tokens one forward pass holds on one rank; does not change the result."""
+    rollout_batch_size: PositiveInt | None = None
+    """Responses one rank samples at a time, which bounds the key-value cache; none: its share."""
     max_new_tokens: PositiveInt = 64
     """Tokens of a response, its end included."""
     max_prompt_length: PositiveInt = 512

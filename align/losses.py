@@ -71,8 +71,10 @@ def ppo_policy(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -
 def ppo_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> LossOutput:
     """Clipped value loss by token: half the larger of the two squared errors."""
     near = old + (values - old).clamp(-clip, clip)
+    outside = (values - old).abs() > clip
     free_error, near_error = (values - returns).square(), (near - returns).square()
     return LossOutput(
         0.5 * torch.maximum(free_error, near_error),
-        {"value/clip_fraction": (near_error > free_error).float().detach()},
+        # Inside the range both errors are equal but for rounding.
+        {"value/clip_fraction": (outside & (near_error > free_error)).float().detach()},
     )

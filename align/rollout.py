@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -91,23 +92,43 @@ class Roller:
     engine: Engine
     temperature: float
     tokens_per_forward: int
+    batch_size: int | None = None
+    """Responses a rank samples at a time; None: its whole share."""
 
     def collect(self, prompts: Sequence[tuple[int, ...]], draws: Tensor) -> Rollout:
         """Responds to every prompt with its row of `draws` [B, max_new_tokens], over all ranks."""
-        mine = self.engine.share(range(len(prompts)))
-        samples: list[Sample] = []
-        if mine:
-            with self.roles.active("policy") as model:
-                responses = respond(
-                    model, [prompts[i] for i in mine], draws[mine], self.roles.renderer,
-                    self.temperature,
-                )  # fmt: skip
-            groups = [
-                Group(prompts[i], (response.ids,))
-                for i, response in zip(mine, responses, strict=True)
-            ]
-            samples = self._evaluate(groups, responses)
-        return Rollout.of(self.engine.gather(samples))
+        batches = self._batches(len(prompts))
+        mine = [
+            self._sample([prompts[i] for i in rows], draws[rows])
+            for rows in self.engine.share(batches)
+        ]
+        samples = {
+            row: sample
+            for rows, found in zip(batches, self.engine.gather(mine), strict=True)
+            for row, sample in zip(rows, found, strict=True)
+        }
+        return Rollout.of([samples[row] for row in range(len(prompts))])
+
+    def _batches(self, rows: int) -> list[list[int]]:
+        """Rows that are sampled together, as many batches for each rank.
+
+        Rounding depends on a batch's shape. Where one and many ranks have the same batches, they
+        therefore draw the same tokens to the last bit.
+        """
+        ranks = self.engine.world_size
+        count = ceil(rows / (self.batch_size or rows) / ranks) * ranks
+        return [list(range(first, rows, count)) for first in range(count)]
+
+    def _sample(self, prompts: Sequence[tuple[int, ...]], draws: Tensor) -> list[Sample]:
+        if not prompts:
+            return []
+        with self.roles.active("policy") as model:
+            responses = respond(model, prompts, draws, self.roles.renderer, self.temperature)
+        groups = [
+            Group(prompt, (response.ids,))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        return self._evaluate(groups, responses)
 
     def _evaluate(self, groups: list[Group], responses: list[Response]) -> list[Sample]:
         reference = packed_tokens(

@@ -201,3 +201,23 @@ def split_by_tokens(groups: Sequence[Group], tokens: int) -> Iterator[list[int]]
         held += len(group)
     if part:
         yield part
+
+
+def split_evenly(groups: Sequence[Group], tokens: int, parts: int) -> list[list[int]]:
+    """Indices of groups in the least multiple of `parts` that holds at most `tokens` (or one
+    group) each: the longest group goes to the lightest part. Some are empty if groups are few.
+
+    The result depends on nothing but these arguments, so any number of ranks that shares them
+    computes the same batches.
+    """
+    order = sorted(range(len(groups)), key=lambda index: -len(groups[index]))
+    for count in range(parts, len(groups) + parts, parts):
+        split: list[list[int]] = [[] for _ in range(count)]
+        held = [0] * count
+        for index in order:
+            lightest = held.index(min(held))
+            split[lightest].append(index)
+            held[lightest] += len(groups[index])
+        if max(held) <= tokens:
+            break
+    return split

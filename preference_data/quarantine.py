@@ -25,6 +25,10 @@ class RowFault(Exception):
         self.detail = detail
 
 
+class SetAside(RowFault):
+    """One row that the file itself says does not count: skipped, a draft, not annotated."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """One row that was set aside.
@@ -40,6 +44,8 @@ class Rejected:
     detail: str
     raw: object
     file: str
+    expected: bool = False
+    """The file itself says that the row does not count; such rows are no sign of a bad file."""
 
 
 class Quarantine:
@@ -48,6 +54,7 @@ class Quarantine:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self.by_reason: Counter[str] = Counter()
+        self.faults = 0
         self.first: Rejected | None = None
 
     @property
@@ -56,6 +63,7 @@ class Quarantine:
 
     def add(self, rejected: Rejected) -> None:
         self.by_reason[rejected.reason] += 1
+        self.faults += not rejected.expected
         self.first = self.first or rejected
         if self._stream is not None:
             # ASCII escapes, since the row may be here for text that no encoding can write.

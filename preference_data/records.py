@@ -13,17 +13,24 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import isfinite
 from typing import Any, Literal, get_args
 
 SCHEMA_VERSION = 1
 
 Role = Literal["system", "user", "assistant"]
 Outcome = Literal["tie", "both_good", "both_bad", "unsure"]
-AnnotatorKind = Literal["human", "model", "implicit"]
+AnnotatorKind = Literal["human", "human_aggregate", "model", "implicit"]
+JudgementKind = Literal["ranking", "best_of", "rating", "binary"]
+Split = Literal["train", "validation", "test"]
 
 _ROLES = get_args(Role)
 _OUTCOMES = get_args(Outcome)
 _ANNOTATOR_KINDS = get_args(AnnotatorKind)
+_KINDS = get_args(JudgementKind)
+_SPLITS = get_args(Split)
+
+Ranks = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,37 +223,88 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One annotator's answer about K >= 2 responses to one prompt, under one criterion.
+    """One annotator's answer about K >= 1 responses to one prompt, under one criterion.
 
-    `ranks` are aligned to `responses`: 1 is best, equal is a tie, None is not ranked (which is
-    not the same as last). `outcome` says why nobody won; with "unsure" no response is ranked.
-    `strength` is in [0, 1], 0 = barely better, and never carries the direction.
+    `kind` is "ranking"; "best_of", where only the best is known and the others, all of rank 2, are
+    not compared; "rating", which has a score for each response, whose order the ranks repeat; or
+    "binary", a thumb up (score 1) or down (0) on one response. Only "rating" and "binary" may have
+    K = 1, and then no rank.
 
-    Raises ValueError for K < 2, ranks that do not fit the responses or the outcome, a strength
-    outside [0, 1], or a weight that is not a positive finite number.
+    Raises ValueError for a K, ranks or scores that do not fit the kind, the responses or the
+    outcome, a number out of its range, or a weight that is not a positive finite number.
     """
 
     prompt: Prompt
     responses: tuple[Response, ...]
-    ranks: tuple[int | None, ...]
+    """In the order in which they were given; where each was shown is `position`."""
+    ranks: Ranks
+    """Aligned to `responses`: 1 is best, equal is a tie, None is not ranked (not: last)."""
     annotator: str | None = None
     outcome: Outcome | None = None
+    """Why nobody won; with "unsure" no response is ranked."""
     strength: float | None = None
+    """In [0, 1], 0 = barely better; never carries the direction."""
     weight: float = 1.0
     criterion: str = "overall"
     annotator_kind: AnnotatorKind = "human"
     comment: str | None = None
     source: Source | None = None
+    kind: JudgementKind = "ranking"
+    scores: tuple[float | None, ...] | None = None
+    """Aligned to `responses`, as rated; higher is better, None is not rated."""
+    scale: str | None = None
+    """What `scores` or `strength` were given on, as in "0..4" or "-3..3"."""
+    probability: float | None = None
+    """Of the first of two responses being preferred (a soft label, Dawid-Skene's posterior)."""
+    votes: int | None = None
+    """How many annotators an aggregate stands for."""
+    group: str | None = None
+    """Joins the judgements of one ranking task, HIT, post or tree node."""
+    position: tuple[int, ...] | None = None
+    """Where each response was shown, 0 = first; None = unknown."""
+    gold: Ranks | None = None
+    """The expected ranks of a control item; such a judgement is no vote and never trained on."""
+    duration: float | None = None
+    """Seconds the annotator took."""
+    created_at: str | None = None
+    """ISO 8601."""
+    split: Split | None = None
+    """The side that the data's owner put it on."""
+    raw: str | None = None
+    """The row as it was read, as JSON, where the import was asked to keep it."""
 
     def __post_init__(self) -> None:
-        if len(self.responses) < 2:
-            raise ValueError(f"A judgement needs two responses or more, not {len(self.responses)}.")
-        _check_ranks(self.ranks, len(self.responses), self.outcome)
+        k = len(self.responses)
+        if self.kind not in _KINDS:
+            raise ValueError(f"A kind is one of {', '.join(_KINDS)}, not {self.kind!r}.")
+        if self.kind == "binary" and (k != 1 or self.scores not in ((0.0,), (1.0,))):
+            raise ValueError("A binary judgement is of one response, with the score 0 or 1.")
+        if self.kind == "rating" and self.scores is None:
+            raise ValueError("A rating needs scores.")
+        if k == 1 and self.kind in ("rating", "binary"):
+            if self.ranks != (None,):
+                raise ValueError("One response alone has no rank.")
+        elif k < 2:
+            raise ValueError(f"A judgement needs two responses or more, not {k}.")
+        else:
+            _check_ranks(self.ranks, k, self.outcome)
+        if self.kind == "best_of" and sorted(self.ranks, key=str) != [1, *[2] * (k - 1)]:
+            raise ValueError(f"A best-of has one rank 1 and else rank 2, not {list(self.ranks)}.")
         _check_strength(self.strength)
         _check_weight(self.weight)
         if self.annotator_kind not in _ANNOTATOR_KINDS:
             allowed = ", ".join(_ANNOTATOR_KINDS)
             raise ValueError(f"annotator_kind is one of {allowed}, not {self.annotator_kind!r}.")
+        if self.scores is not None:
+            _check_scores(self.scores, k)
+        if self.probability is not None and (k != 2 or not 0.0 <= self.probability <= 1.0):
+            raise ValueError("A probability lies between 0 and 1 and is about two responses.")
+        if self.position is not None and sorted(self.position) != list(range(k)):
+            raise ValueError(f"{list(self.position)} are no places of {k} responses.")
+        if self.gold is not None:
+            _check_ranks(self.gold, k, None)
+        if self.split is not None and self.split not in _SPLITS:
+            raise ValueError(f"A split is one of {', '.join(_SPLITS)}, not {self.split!r}.")
 
     @property
     def item_id(self) -> str:
@@ -266,16 +324,22 @@ class Judgement:
 
     @property
     def is_tie(self) -> bool:
-        """Every response is ranked, and all alike."""
-        return None not in self.ranks and len(set(self.ranks)) == 1
+        """Two responses or more, all ranked and all alike."""
+        return len(self.ranks) > 1 and None not in self.ranks and len(set(self.ranks)) == 1
 
     @property
     def label(self) -> str:
         """The verdict in one word, for counting.
 
         The outcome if there is one; "first", "second" or "tie" of two responses; of more,
-        "tie", "ranking", or "ranking_with_ties".
+        "tie", "ranking", "ranking_with_ties" or "best_of"; of one, "good", "bad" or "rating".
         """
+        if len(self.responses) == 1:
+            if self.kind == "rating":
+                return "rating"
+            return "good" if self.scores == (1.0,) else "bad"
+        if self.kind == "best_of" and len(self.responses) > 2:
+            return "best_of"
         if self.outcome is not None or self.is_tie:
             return self.outcome or "tie"
         ranked = [rank for rank in self.ranks if rank is not None]
@@ -290,10 +354,15 @@ class Judgement:
         """
         if sorted(order) != list(range(len(self.responses))):
             raise ValueError(f"{list(order)} is not an order of {len(self.responses)} responses.")
+        turned = self.probability is not None and tuple(order) == (1, 0)
         return replace(
             self,
             responses=tuple(self.responses[i] for i in order),
             ranks=tuple(self.ranks[i] for i in order),
+            scores=self.scores and tuple(self.scores[i] for i in order),
+            position=self.position and tuple(self.position[i] for i in order),
+            gold=self.gold and tuple(self.gold[i] for i in order),
+            probability=1.0 - (self.probability or 0.0) if turned else self.probability,
         )
 
     def swapped(self) -> Judgement:
@@ -312,6 +381,7 @@ class Judgement:
         for i, j in combinations(range(len(self.ranks)), 2):
             rank_i, rank_j = self.ranks[i], self.ranks[j]
             if rank_i is not None and rank_j is not None and rank_i != rank_j:
+                # Equal ranks never get here, so the losers of a best-of are not compared.
                 pairs.append((i, j) if rank_i < rank_j else (j, i))
         if not pairs:
             return ()
@@ -350,6 +420,11 @@ class Judgement:
             "source_file": source.file if source else None,
             "source_row": source.row if source else None,
             "source_line": source.line if source else None,
+            **{
+                key: list(value) if isinstance(value, tuple) else value
+                for key in _RARE
+                if (value := getattr(self, key)) is not None and value != "ranking"
+            },
         }
 
     @classmethod
@@ -371,7 +446,19 @@ class Judgement:
             annotator_kind=data["annotator_kind"],
             comment=data["comment"],
             source=source,
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key in _RARE
+                if (value := data.get(key)) is not None
+            },
         )
+
+
+_RARE = (
+    "kind", "scores", "scale", "probability", "votes", "group", "position", "gold", "duration",
+    "created_at", "split", "raw",
+)  # fmt: skip
+"""What most judgements lack: left out of the JSON where it is not known, or a ranking."""
 
 
 def _check_ranks(ranks: tuple[int | None, ...], k: int, outcome: Outcome | None) -> None:
@@ -391,6 +478,14 @@ def _check_ranks(ranks: tuple[int | None, ...], k: int, outcome: Outcome | None)
         raise ValueError(f"A judgement ranks two responses or more, not {len(ranked)}.")
     elif outcome is not None and len(set(ranked)) > 1:
         raise ValueError(f"The outcome {outcome!r} needs equal ranks, not {list(ranks)}.")
+
+
+def _check_scores(scores: tuple[float | None, ...], k: int) -> None:
+    if len(scores) != k:
+        raise ValueError(f"{k} responses need {k} scores, not {len(scores)}.")
+    for score in scores:
+        if score is not None and not isfinite(score):
+            raise ValueError(f"A score is a finite number, not {score!r}.")
 
 
 def _check_strength(strength: float | None) -> None:

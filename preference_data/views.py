@@ -22,9 +22,16 @@ from preference_data.splits import split
 
 
 def judgements(folder: Path) -> list[Judgement]:
-    """The judgements of an imported folder. Raises DataError if it holds none."""
+    """The judgements of two answers or more that are no control items.
+
+    Raises DataError if the folder holds no preferences.
+    """
     _require(folder, "preferences")
-    return list(read_judgements(folder))
+    return [
+        judgement
+        for judgement in read_judgements(folder)
+        if len(judgement.responses) > 1 and judgement.gold is None
+    ]
 
 
 def demonstrations(folder: Path) -> list[Demonstration]:

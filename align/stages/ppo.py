@@ -28,7 +28,7 @@ from align.rollout import Roller, Rollout, Scorer, load_function, packed_scores
 from align.stage import StageContext, StageResult
 from align.tensors import masked_mean, standardize
 from preference_data import views
-from preference_data.batches import Group, pack, split_by_tokens
+from preference_data.batches import Group, pack, split_evenly
 from preference_data.rendering import Rendered, RenderingError
 from preference_data.splits import split
 from reward_models.scalar_head import ScalarHead, Scoring, value_head_from
@@ -48,7 +48,10 @@ def run(context: StageContext) -> StageResult:
     roles = _make_roles(context)
     texts, rows = _prompts(context, roles)
     scorer = _make_scorer(context, roles, texts)
-    roller = Roller(roles, scorer, context.engine, train.temperature, train.tokens_per_forward)
+    roller = Roller(
+        roles, scorer, context.engine, train.temperature, train.tokens_per_forward,
+        train.rollout_batch_size,
+    )  # fmt: skip
     optimiser = Optimiser(context.engine, roles, roller, train, context.seed)
     metrics: dict[str, float] = {}
     for iteration, batch in enumerate(_batches(list(texts), train, context.seed), 1):
@@ -249,8 +252,8 @@ class Optimiser:
             for minibatch in order.chunk(self.train.minibatches):
                 tokens = float(rollout.mask[minibatch].sum())
                 parts = self._parts(rollout, minibatch.tolist())
-                for number, part in enumerate(parts, 1):
-                    loss, metrics = self._loss(rollout, part, advantages, returns)
+                for number, mine in enumerate(parts, 1):
+                    loss, metrics = self._loss(rollout, mine, advantages, returns)
                     self.training.backward(loss / tokens, last=number == len(parts))
                     sums.update(metrics)
                 norms.append(self.training.step())
@@ -267,17 +270,21 @@ class Optimiser:
         }
 
     def _parts(self, rollout: Rollout, minibatch: list[int]) -> list[list[int]]:
-        """The minibatch in parts that fit a forward pass, the same parts on every rank."""
+        """This rank's parts of the minibatch, each for a forward pass; as many on every rank.
+
+        One process, too, sums the gradients of two parts or more: the sum is the one of two
+        processes to the last bit then, as long as each has one part.
+        """
         groups = [rollout.samples[i].group for i in minibatch]
-        budget = self.train.tokens_per_forward * self.engine.world_size
-        return [[minibatch[i] for i in part] for part in split_by_tokens(groups, budget)]
+        ranks = self.engine.world_size
+        parts = split_evenly(groups, self.train.tokens_per_forward, max(2, ranks))
+        return self.engine.share([[minibatch[i] for i in part] for part in parts])
 
     def _loss(
-        self, rollout: Rollout, part: list[int], advantages: Tensor, returns: Tensor
+        self, rollout: Rollout, mine: list[int], advantages: Tensor, returns: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Summed policy and value loss of this rank's share of a part, and summed metrics."""
+        """Summed policy and value loss of some samples, and summed metrics."""
         module: Any = self.training.module
-        mine = self.engine.share(part)
         if not mine:  # the other ranks wait for this one's backward
             return module("nothing", "policy", None) + self.roles.nothing("value"), {}
         batch = pack([rollout.samples[i].group for i in mine]).to(self.engine.device)

@@ -18,7 +18,9 @@ from preference_data.sources.rows import Row, convert_rows
 Kind = Literal["preferences", "demonstrations", "prompts", "text"]
 Record = Judgement | Demonstration | Prompt | str
 Rows = Iterator[Row | Rejected]
-Reader = Callable[[Rows, Reading], Iterator[Record | Rejected]]
+Records = tuple[Record, ...]
+"""What one row holds: one record, or several (two criteria, three annotators)."""
+Reader = Callable[[Rows, Reading], Iterator[Records | Rejected]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +28,25 @@ class Format:
     """What a format's rows can be read as, and whether a row looks like one of its own."""
 
     readers: Mapping[Kind, Reader]
-    recognises: Callable[[Mapping[str, object]], bool]
+    recognises: Callable[[Mapping[str, object]], bool] | None = None
+    """None: whatever no other format recognises; its errors then say what is missing."""
 
 
 def row_by_row(convert: Callable[[Row], Record]) -> Reader:
     """The reader of a format in which each row is one record, whatever the rest says."""
+    return lambda rows, reading: convert_rows(rows, lambda row: (convert(row),))
+
+
+def several_a_row(convert: Callable[[Row], tuple[Record, ...]]) -> Reader:
+    """The reader of a format whose rows hold several records each."""
     return lambda rows, reading: convert_rows(rows, convert)
 
 
-def _read_label_table(rows: Rows, reading: Reading) -> Iterator[Record | Rejected]:
-    return convert_rows(rows, LabelTable(reading).judgement)
+def _read_label_table(rows: Rows, reading: Reading) -> Iterator[Records | Rejected]:
+    return row_by_row(LabelTable(reading).judgement)(rows, reading)
 
 
-def _any_row(values: Mapping[str, object]) -> bool:
-    return True
-
-
-# The first that recognises the first row is taken, so the particular ones stand before the
-# general ones, and each kind's last takes any row: its errors then say what is missing.
+# No two of one kind may recognise the same row: `sniff` refuses what it cannot tell apart.
 FORMATS: dict[str, Format] = {
     "hh": Format(
         {
@@ -55,33 +58,38 @@ FORMATS: dict[str, Format] = {
         hh.recognises,
     ),
     "trl": Format({"preferences": row_by_row(trl.judgement)}, trl.recognises),
-    "table": Format({"preferences": _read_label_table}, _any_row),
-    "demonstrations": Format({"demonstrations": row_by_row(trl.demonstration)}, _any_row),
-    "prompts": Format({"prompts": row_by_row(trl.prompt)}, _any_row),
-    "text": Format({"text": row_by_row(trl.text)}, _any_row),
+    "table": Format({"preferences": _read_label_table}),
+    "demonstrations": Format({"demonstrations": row_by_row(trl.demonstration)}),
+    "prompts": Format({"prompts": row_by_row(trl.prompt)}),
+    "text": Format({"text": row_by_row(trl.text)}),
 }
 
 
 def sniff(path: str, kind: Kind, reading: Reading | None = None) -> str:
     """The name of the format of the first readable row, among those that hold `kind`.
 
-    Raises DataError for a missing or empty file.
+    Raises DataError for a missing or empty file, and where two formats recognise the row.
     """
     rows = read_rows(find_files(path), reading or Reading())
     # A few broken rows may open a file; where all are broken, any format says so.
     first = next((row for row in rows if isinstance(row, Row)), None)
-    values: Mapping[str, object] = first.values if first else {}
-    return next(
+    fitting = {name: format for name, format in FORMATS.items() if kind in format.readers}
+    found = [
         name
-        for name, format in FORMATS.items()
-        if kind in format.readers and format.recognises(values)
-    )
+        for name, format in fitting.items()
+        if first and format.recognises and format.recognises(first.values)
+    ]
+    if len(found) > 1:
+        raise DataError(
+            f"{path} looks like {' and like '.join(found)}. Say which it is with the format option."
+        )
+    return found[0] if found else next(n for n, f in fitting.items() if f.recognises is None)
 
 
 def read_records(
     path: str, kind: Kind, format: str, reading: Reading
-) -> tuple[str, Iterator[Record | Rejected]]:
-    """The format's name and one thing for each row of the data: a record or a reject.
+) -> tuple[str, Iterator[Records | Rejected]]:
+    """The format's name and one thing for each row of the data: its records or a reject.
 
     `format` "auto" takes what `sniff` finds; a mapping of columns means "table". Raises
     DataError for a missing or empty file, a format that is unknown or does not hold `kind`, and

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from preference_data.quarantine import DataError, Quarantine, Rejected, reasons_in_words
 from preference_data.records import SCHEMA_VERSION, Judgement
 from preference_data.sources.files import Reading, content_hash, find_files
-from preference_data.sources.formats import Kind, Record, read_records
+from preference_data.sources.formats import Kind, Record, Records, read_records
 from preference_data.sources.mapping import Columns
 from preference_data.sources.store import (
     IMPORT_FILE,
@@ -28,15 +28,22 @@ MAX_QUARANTINED = 0.05
 
 @dataclass(slots=True)
 class Tally:
-    """What the records hold. All but `rows` stay empty for records that are not judgements."""
+    """What the records hold. All but the first two stay empty for what is not a judgement."""
 
     rows: int = 0
+    """Rows that gave records."""
+    records: int = 0
     by_label: Counter[str] = field(default_factory=lambda: Counter[str]())
     by_k: Counter[int] = field(default_factory=lambda: Counter[int]())
     by_annotator: Counter[str] = field(default_factory=lambda: Counter[str]())
 
-    def add(self, record: Record) -> None:
+    def add(self, records: Records) -> None:
         self.rows += 1
+        for record in records:
+            self._add(record)
+
+    def _add(self, record: Record) -> None:
+        self.records += 1
         if isinstance(record, Judgement):
             self.by_label[record.label] += 1
             self.by_k[len(record.responses)] += 1
@@ -48,9 +55,10 @@ class Tally:
 class ImportReport:
     """One import in numbers: `rows_in` = `rows_out` + `rows_quarantined`, always.
 
-    `by_reason` counts the quarantined rows. Of judgements, `by_label` counts first, second,
-    tie, both_good, both_bad, unsure, and of more than two answers ranking or
-    ranking_with_ties; `by_k` the number of answers; `by_annotator` the rows that name one.
+    A row of some formats holds several records (two criteria, three annotators): `records` counts
+    those, and `by_label`, `by_k` and `by_annotator` count records, too. `by_reason` counts the
+    quarantined rows. `by_label` counts first, second, tie, both_good, both_bad, unsure; of more
+    than two answers ranking, ranking_with_ties or best_of; of one answer good, bad or rating.
     """
 
     kind: Kind
@@ -62,6 +70,7 @@ class ImportReport:
     rows_in: int
     rows_out: int
     rows_quarantined: int
+    records: int
     by_reason: dict[str, int]
     by_label: dict[str, int]
     by_k: dict[str, int]
@@ -109,9 +118,10 @@ def import_data(
         quarantine = Quarantine(rejects)
         try:
             with whole_or_absent(output_dir / RECORD_FILES[kind]) as records:
-                for record in _accepted(items, quarantine):
-                    _write(records, record)
-                    tally.add(record)
+                for found in _accepted(items, quarantine):
+                    for record in found:
+                        _write(records, record)
+                    tally.add(found)
                 _check_usable(path, tally.rows, quarantine, max_quarantined)
         except _Unusable as error:
             unusable = error
@@ -138,7 +148,12 @@ def read_preferences(
     _check_options(None, max_quarantined)
     reading, quarantine = Reading(columns), Quarantine()
     _, items = read_records(str(path), "preferences", format, reading)
-    judgements = [item for item in _accepted(items, quarantine) if isinstance(item, Judgement)]
+    judgements = [
+        record
+        for found in _accepted(items, quarantine)
+        for record in found
+        if isinstance(record, Judgement)
+    ]
     _check_usable(str(path), len(judgements), quarantine, max_quarantined)
     if quarantine.rows:
         reasons = reasons_in_words(quarantine.by_reason)
@@ -155,7 +170,7 @@ def _check_options(limit: int | None, max_quarantined: float) -> None:
         raise DataError(f"max_quarantined is a share between 0 and 1, not {max_quarantined}.")
 
 
-def _accepted(items: Iterable[Record | Rejected], quarantine: Quarantine) -> Iterator[Record]:
+def _accepted(items: Iterable[Records | Rejected], quarantine: Quarantine) -> Iterator[Records]:
     for item in items:
         if isinstance(item, Rejected):
             quarantine.add(item)
@@ -170,12 +185,12 @@ def _write(stream: TextIO, record: Record) -> None:
 
 def _check_usable(path: str, usable: int, quarantine: Quarantine, allowed: float) -> None:
     rows_in = usable + quarantine.rows
-    if quarantine.first is None or (usable and quarantine.rows <= allowed * rows_in):
+    if quarantine.first is None or (usable and quarantine.faults <= allowed * rows_in):
         return
     found = f"None of the {rows_in} rows of {path} can be used"
     if usable:
         found = (
-            f"{quarantine.rows} of {rows_in} rows of {path} cannot be used, more than the "
+            f"{quarantine.faults} of {rows_in} rows of {path} cannot be used, more than the "
             f"{allowed:.2%} that max_quarantined allows"
         )
     reasons = reasons_in_words(quarantine.by_reason)
@@ -202,6 +217,7 @@ def _report(
         rows_in=tally.rows + quarantine.rows,
         rows_out=tally.rows,
         rows_quarantined=quarantine.rows,
+        records=tally.records,
         by_reason=_sorted(quarantine.by_reason),
         by_label=_sorted(tally.by_label),
         by_k={str(k): count for k, count in sorted(tally.by_k.items())},

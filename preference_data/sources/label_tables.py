@@ -10,13 +10,11 @@ import re
 from collections.abc import Mapping
 
 from preference_data.quarantine import DataError, RowFault
-from preference_data.records import Judgement, Outcome, Response
+from preference_data.records import Judgement, Outcome, Ranks, Response
 from preference_data.sources.cells import prompt_of, response_of, short_text_of, text_of
 from preference_data.sources.files import Reading
 from preference_data.sources.mapping import Columns, Verdict
 from preference_data.sources.rows import Row
-
-Ranks = tuple[int | None, ...]
 
 VERDICTS: dict[Verdict, tuple[Ranks, Outcome | None]] = {
     "first": ((1, 2), None),

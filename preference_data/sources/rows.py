@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from preference_data.quarantine import DataError, Rejected, RowFault
+from preference_data.quarantine import DataError, Rejected, RowFault, SetAside
 from preference_data.records import Source
 
 T = TypeVar("T")
@@ -29,9 +29,12 @@ class Row:
 
 
 def convert_rows(
-    rows: Iterator[Row | Rejected], convert: Callable[[Row], T]
-) -> Iterator[T | Rejected]:
-    """Yields one thing for each row: its record, or the row rejected with the reason."""
+    rows: Iterator[Row | Rejected], convert: Callable[[Row], tuple[T, ...]]
+) -> Iterator[tuple[T, ...] | Rejected]:
+    """Yields one thing for each row: its records, or the row rejected with the reason.
+
+    A row of which one record cannot be made is rejected as a whole.
+    """
     for row in rows:
         if isinstance(row, Rejected):
             yield row
@@ -41,12 +44,14 @@ def convert_rows(
         except DataError:
             raise
         except RowFault as fault:
-            yield _rejected(row, fault.reason, fault.detail)
+            yield rejected(row, fault)
         except ValueError as error:
             # A record refused its values.
-            yield _rejected(row, "invalid_record", str(error))
+            yield rejected(row, RowFault("invalid_record", str(error)))
 
 
-def _rejected(row: Row, reason: str, detail: str) -> Rejected:
-    detail = f"row {row.row} (line {row.line}): {detail}"
-    return Rejected(row.row, row.line, reason, detail, row.values, row.file)
+def rejected(row: Row, fault: RowFault) -> Rejected:
+    """The row, set aside for this reason."""
+    detail = f"row {row.row} (line {row.line}): {fault.detail}"
+    expected = isinstance(fault, SetAside)
+    return Rejected(row.row, row.line, fault.reason, detail, row.values, row.file, expected)

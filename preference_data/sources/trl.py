@@ -10,14 +10,15 @@ from typing import cast
 
 from preference_data.quarantine import RowFault
 from preference_data.records import Demonstration, Judgement, Message, Prompt
+from preference_data.sources import hh
 from preference_data.sources.cells import messages_of, prompt_of, response_of, text_of
 from preference_data.sources.conversations import check_ending, compare, last_answer
 from preference_data.sources.rows import Row
 
 
 def recognises(values: Mapping[str, object]) -> bool:
-    """A chosen and a rejected answer."""
-    return "chosen" in values and "rejected" in values
+    """A chosen and a rejected answer, which are no transcripts of HH."""
+    return "chosen" in values and "rejected" in values and not hh.recognises(values)
 
 
 def judgement(row: Row) -> Judgement:

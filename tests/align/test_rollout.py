@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,30 +125,31 @@ def test_numbers_come_back_in_the_order_of_sequences(roles: Roles):
         assert ours == pytest.approx(expected[: len(ours)], abs=1e-5)
 
 
-def test_two_ranks_collect_what_one_does(roles: Roles, monkeypatch: pytest.MonkeyPatch):
-    """3 prompts over ranks 0 and 1: the same samples in the same order, drawn with their own rows
-    of the draws."""
+def test_two_ranks_collect_what_one_does_to_the_last_bit(
+    roles: Roles, monkeypatch: pytest.MonkeyPatch
+):
+    """3 prompts in batches of at most 2, over ranks 0 and 1: rows 0 and 2, and row 1."""
     draws = uniforms(4, 3, 10)
-    alone = roller(roles).collect(PROMPTS[:3], draws)
-    gathered: dict[int, list[Sample]] = {}
 
-    def of_rank(rank: int) -> Rollout:
+    def rolled(rank: int, ranks: int, gather: Callable[[list[list[Sample]]], Any]) -> Rollout:
         engine = Engine()
-        engine.rank, engine.world_size = rank, 2
-
-        def gather(mine: list[Sample]) -> list[Sample]:
-            gathered[rank] = mine
-            return mine
-
+        engine.rank, engine.world_size = rank, ranks
         monkeypatch.setattr(engine, "gather", gather)
-        return Roller(roles, lengths, engine, 0.8, 4096).collect(PROMPTS[:3], draws)
+        return Roller(roles, lengths, engine, 0.8, 4096, 2).collect(PROMPTS[:3], draws)
 
-    of_rank(0), of_rank(1)
-    merged = [gathered[0][0], gathered[1][0], gathered[0][1]]
-    for ours, expected in zip(merged, alone.samples, strict=True):
-        assert ours.group == expected.group
-        assert ours.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
-        assert ours.score == expected.score
+    alone = rolled(0, 1, list)
+    found: list[list[list[Sample]]] = []
+
+    def keep(mine: list[list[Sample]]) -> list[list[Sample]]:
+        found.append(mine)
+        raise InterruptedError
+
+    for rank in range(2):
+        with pytest.raises(InterruptedError):
+            rolled(rank, 2, keep)
+    assert [[len(batch) for batch in mine] for mine in found] == [[2], [1]]
+    together = rolled(0, 2, lambda mine: [*mine, *found[1]])
+    assert together.samples == alone.samples
 
 
 # --- a reward that is a function ------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from preference_data.batches import UNUSED, Group, PackedBatch, pack, split_by_tokens
+from preference_data.batches import UNUSED, Group, PackedBatch, pack, split_by_tokens, split_evenly
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 61}
 TINY = {
@@ -119,6 +119,20 @@ def test_rows_keep_to_the_budget_and_parts_lose_nothing(groups: list[Group], bud
     assert [i for part in parts for i in part] == list(range(len(groups)))
     for part in parts:
         assert len(part) == 1 or sum(len(groups[i]) for i in part) <= budget
+
+
+@given(groups_of, st.integers(1, 40), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_even_parts_keep_to_the_budget_and_lose_nothing(
+    groups: list[Group], budget: int, multiple: int
+):
+    parts = split_evenly(groups, budget, multiple)
+    assert len(parts) % multiple == 0
+    assert sorted(i for part in parts for i in part) == list(range(len(groups)))
+    held = [sum(len(groups[i]) for i in part) for part in parts]
+    for part, tokens in zip(parts, held, strict=True):
+        assert len(part) <= 1 or tokens <= budget
+    assert max(held) - min(held) <= max(map(len, groups))
 
 
 def test_nothing_is_padded_and_no_prompt_is_laid_out_twice():

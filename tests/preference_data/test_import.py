@@ -62,6 +62,7 @@ def test_the_report_counts_what_the_files_hold(here):
         "rows_in": 22,
         "rows_out": 21,
         "rows_quarantined": 1,
+        "records": 21,
         "by_reason": {"label_unknown": 1},
         "by_label": {"first": 20, "tie": 1},
         "by_k": {"2": 21},

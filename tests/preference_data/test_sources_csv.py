@@ -39,7 +39,7 @@ def read(path: str, **choices) -> tuple[list, list[Rejected]]:
     _, items = read_records(path, "preferences", "auto", Reading(**choices))
     found = list(items)
     rejects = [item for item in found if isinstance(item, Rejected)]
-    return [item for item in found if not isinstance(item, Rejected)], rejects
+    return [r for item in found if not isinstance(item, Rejected) for r in item], rejects
 
 
 def cells(judgement) -> list[str]:
@@ -455,5 +455,6 @@ def test_every_row_is_out_verbatim_or_set_aside(tmp_path_factory, rows):
             usable = all(cell.strip() for cell in row) and row[3] != "C"
             assert not usable or (row[1] == row[2] and row[3] in "AB")
         else:
-            assert cells(item) == list(row[:3])
-            assert item.source.row == number
+            [judgement] = item
+            assert cells(judgement) == list(row[:3])
+            assert judgement.source.row == number

@@ -23,7 +23,7 @@ def read_pair(folder: Path, chosen: str, rejected: str, kind: str = "preferences
     path.write_text(json.dumps({"chosen": chosen, "rejected": rejected}))
     _, items = read_records(str(path), kind, "hh", Reading())  # type: ignore[arg-type]
     (item,) = items
-    return item
+    return item if isinstance(item, Rejected) else item[0]
 
 
 def turns(record) -> list[tuple[str, str]]:
