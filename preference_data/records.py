@@ -420,11 +420,18 @@ class Judgement:
             "source_file": source.file if source else None,
             "source_row": source.row if source else None,
             "source_line": source.line if source else None,
-            **{
-                key: list(value) if isinstance(value, tuple) else value
-                for key in _RARE
-                if (value := getattr(self, key)) is not None and value != "ranking"
-            },
+            **self._rare_to_json(),
+        }
+
+    def _rare_to_json(self) -> dict[str, Any]:
+        values: dict[str, Any] = {key: getattr(self, key) for key in _RARE}
+        for key in _LISTS:
+            if values[key] is not None:
+                values[key] = list(values[key])
+        return {
+            key: value
+            for key, value in values.items()
+            if value is not None and (key, value) != ("kind", "ranking")
         }
 
     @classmethod
@@ -446,12 +453,16 @@ class Judgement:
             annotator_kind=data["annotator_kind"],
             comment=data["comment"],
             source=source,
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key in _RARE
-                if (value := data.get(key)) is not None
-            },
+            **_rare_from_json(data),
         )
+
+
+def _rare_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: data[key] for key in _RARE if data.get(key) is not None}
+    for key in _LISTS:
+        if key in found:
+            found[key] = tuple(found[key])
+    return found
 
 
 _RARE = (
@@ -459,6 +470,8 @@ _RARE = (
     "created_at", "split", "raw",
 )  # fmt: skip
 """What most judgements lack: left out of the JSON where it is not known, or a ranking."""
+
+_LISTS = ("scores", "position", "gold")
 
 
 def _check_ranks(ranks: tuple[int | None, ...], k: int, outcome: Outcome | None) -> None:
