@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TextIO
+from typing import BinaryIO
 
 
 class DataError(ValueError):
@@ -51,7 +51,7 @@ class Rejected:
 class Quarantine:
     """Counts rejected rows by reason, and writes them to a stream, one JSON object a line."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: BinaryIO | None = None) -> None:
         self._stream = stream
         self.by_reason: Counter[str] = Counter()
         self.faults = 0
@@ -67,7 +67,7 @@ class Quarantine:
         self.first = self.first or rejected
         if self._stream is not None:
             # ASCII escapes, since the row may be here for text that no encoding can write.
-            self._stream.write(json.dumps(asdict(rejected)) + "\n")
+            self._stream.write(json.dumps(asdict(rejected)).encode() + b"\n")
 
 
 def reasons_in_words(by_reason: Counter[str]) -> str:

@@ -8,12 +8,13 @@ characters meet; the text itself is never normalised.
 from __future__ import annotations
 
 import hashlib
-import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from json.encoder import encode_basestring_ascii as _quoted
 from math import isfinite
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 SCHEMA_VERSION = 1
@@ -45,13 +46,8 @@ class Message:
             raise ValueError(f"A message's role is one of {', '.join(_ROLES)}, not {self.role!r}.")
         if not isinstance(self.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"A message's content is text, not {type(self.content).__name__}.")
-        try:
-            self.content.encode()
-        except UnicodeEncodeError as error:
-            # JSON can spell half an emoji ("\ud83d"); no file and no tokenizer can hold it.
-            raise ValueError(
-                f"A message holds half of a surrogate pair at character {error.start}."
-            ) from None
+        if not self.content.isascii():
+            _check_unicode(self.content, "A message")
 
     def to_json(self) -> dict[str, str]:
         return {"role": self.role, "content": self.content}
@@ -292,6 +288,9 @@ class Judgement:
             raise ValueError(f"A best-of has one rank 1 and else rank 2, not {list(self.ranks)}.")
         _check_strength(self.strength)
         _check_weight(self.weight)
+        for text in (self.annotator, self.comment, self.criterion, self.group):
+            if text is not None and not text.isascii():
+                _check_unicode(text, "A judgement")
         if self.annotator_kind not in _ANNOTATOR_KINDS:
             allowed = ", ".join(_ANNOTATOR_KINDS)
             raise ValueError(f"annotator_kind is one of {allowed}, not {self.annotator_kind!r}.")
@@ -319,8 +318,10 @@ class Judgement:
     def _id(self, item_id: str) -> str:
         # The file's name without its folder: moving the data must not rename every judgement.
         file = self.source.file.replace("\\", "/").rpartition("/")[2] if self.source else None
-        row = self.source.row if self.source else None
-        return _hash([file, row, item_id, self.annotator, self.criterion])
+        row = self.source.row if self.source else "null"
+        annotator = _quoted(self.annotator) if self.annotator is not None else "null"
+        file = _quoted(file) if file is not None else "null"
+        return _hash(f'[{file}, {row}, "{item_id}", {annotator}, {_quoted(self.criterion)}]')
 
     @property
     def is_tie(self) -> bool:
@@ -412,6 +413,7 @@ class Judgement:
             "outcome": self.outcome,
             "strength": self.strength,
             "weight": self.weight,
+            "kind": self.kind,
             "criterion": self.criterion,
             "annotator_id": self.annotator,
             "annotator_kind": self.annotator_kind,
@@ -424,15 +426,14 @@ class Judgement:
         }
 
     def _rare_to_json(self) -> dict[str, Any]:
-        values: dict[str, Any] = {key: getattr(self, key) for key in _RARE}
+        values = _rare_values(self)
+        if values == _NO_RARE_VALUES:
+            return {}
+        found = {key: v for key, v in zip(_RARE, values, strict=True) if v is not None}
         for key in _LISTS:
-            if values[key] is not None:
-                values[key] = list(values[key])
-        return {
-            key: value
-            for key, value in values.items()
-            if value is not None and (key, value) != ("kind", "ranking")
-        }
+            if key in found:
+                found[key] = list(found[key])
+        return found
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Judgement:
@@ -453,6 +454,7 @@ class Judgement:
             annotator_kind=data["annotator_kind"],
             comment=data["comment"],
             source=source,
+            kind=data["kind"],
             **_rare_from_json(data),
         )
 
@@ -466,12 +468,24 @@ def _rare_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _RARE = (
-    "kind", "scores", "scale", "probability", "votes", "group", "position", "gold", "duration",
+    "scores", "scale", "probability", "votes", "group", "position", "gold", "duration",
     "created_at", "split", "raw",
 )  # fmt: skip
-"""What most judgements lack: left out of the JSON where it is not known, or a ranking."""
+"""What most judgements lack: left out of the JSON where it is not known."""
 
 _LISTS = ("scores", "position", "gold")
+_rare_values = attrgetter(*_RARE)
+_NO_RARE_VALUES = (None,) * len(_RARE)
+
+
+def _check_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # JSON can spell half an emoji ("\ud83d"); no file and no tokenizer can hold it.
+        raise ValueError(
+            f"{what} holds half of a surrogate pair at character {error.start}."
+        ) from None
 
 
 def _check_ranks(ranks: tuple[int | None, ...], k: int, outcome: Outcome | None) -> None:
@@ -531,14 +545,23 @@ def _messages_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Message, ...
     return tuple(Message.from_json(message) for message in data)
 
 
+# Ids hash the text that json.dumps would give, put together by hand: this is most of an import's
+# work, and the encoder costs ten times as much.
+
+
 def _messages_id(messages: tuple[Message, ...]) -> str:
-    return _hash([[m.role, unicodedata.normalize("NFC", m.content)] for m in messages])
+    turns = [f'["{message.role}", {_quoted(_nfc(message.content))}]' for message in messages]
+    return _hash(f"[{', '.join(turns)}]")
 
 
 def _item_id(prompt_id: str, response_ids: Sequence[str]) -> str:
-    return _hash([prompt_id, sorted(response_ids)])
+    ids = '", "'.join(sorted(response_ids))
+    return _hash(f'["{prompt_id}", ["{ids}"]]')
 
 
-def _hash(parts: Sequence[object]) -> str:
-    # JSON keeps the parts apart: ["a", "bc"] and ["ab", "c"] must not meet.
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def _nfc(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

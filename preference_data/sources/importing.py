@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+import orjson
 
 from preference_data.quarantine import DataError, Quarantine, Rejected, reasons_in_words
 from preference_data.records import SCHEMA_VERSION, Judgement
@@ -19,7 +20,7 @@ from preference_data.sources.mapping import Columns
 from preference_data.sources.store import (
     IMPORT_FILE,
     QUARANTINE_FILE,
-    RECORD_FILES,
+    record_sink,
     whole_or_absent,
 )
 
@@ -117,10 +118,10 @@ def import_data(
     with whole_or_absent(output_dir / QUARANTINE_FILE) as rejects:
         quarantine = Quarantine(rejects)
         try:
-            with whole_or_absent(output_dir / RECORD_FILES[kind]) as records:
+            with record_sink(output_dir, kind) as sink:
                 for found in _accepted(items, quarantine):
                     for record in found:
-                        _write(records, record)
+                        sink.write(_json_of(record))
                     tally.add(found)
                 _check_usable(path, tally.rows, quarantine, max_quarantined)
         except _Unusable as error:
@@ -129,7 +130,7 @@ def import_data(
         raise DataError(f"{unusable} See {output_dir / QUARANTINE_FILE}.")
     report = _report(kind, format, path, limit, tally, quarantine, reading)
     with whole_or_absent(output_dir / IMPORT_FILE) as stream:
-        json.dump(report.to_json(), stream, ensure_ascii=False, indent=2)
+        stream.write(orjson.dumps(report.to_json(), option=orjson.OPT_INDENT_2))
     return report
 
 
@@ -178,9 +179,8 @@ def _accepted(items: Iterable[Records | Rejected], quarantine: Quarantine) -> It
             yield item
 
 
-def _write(stream: TextIO, record: Record) -> None:
-    data = {"text": record} if isinstance(record, str) else record.to_json()
-    stream.write(json.dumps(data, ensure_ascii=False) + "\n")
+def _json_of(record: Record) -> dict[str, Any]:
+    return {"text": record} if isinstance(record, str) else record.to_json()
 
 
 def _check_usable(path: str, usable: int, quarantine: Quarantine, allowed: float) -> None:

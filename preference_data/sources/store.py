@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
+
+import orjson
 
 from preference_data.quarantine import DataError
 from preference_data.records import Demonstration, Judgement, Prompt
+from preference_data.sources.shards import ShardWriter, read_shards, shards_of
 
 RECORD_FILES = {
     "preferences": "judgements.jsonl",
@@ -25,23 +27,56 @@ T = TypeVar("T")
 
 
 @contextmanager
-def whole_or_absent(path: Path) -> Generator[TextIO, None, None]:
-    """A stream whose text becomes the file when the block ends well; else nothing is left.
+def whole_or_absent(path: Path) -> Generator[BinaryIO, None, None]:
+    """A stream whose bytes become the file when the block ends well; else nothing is left.
 
     Raises OSError as the system does, for a full disk among others.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as stream:
+        with open(partial, "wb") as stream:
             yield stream
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+class RecordSink:
+    """The stream of a record file, and of judgements the Parquet shards beside it."""
+
+    def __init__(self, stream: BinaryIO, shards: ShardWriter | None) -> None:
+        self.stream = stream
+        self.shards = shards
+
+    def write(self, data: Mapping[str, Any]) -> None:
+        line = orjson.dumps(data) + b"\n"
+        self.stream.write(line)
+        if self.shards is not None:
+            self.shards.write(line)
+
+
+@contextmanager
+def record_sink(folder: Path, kind: str) -> Generator[RecordSink, None, None]:
+    """Where the records of `kind` are written: all files appear when the block ends well."""
+    shards = ShardWriter(folder) if kind == "preferences" else None
+    try:
+        with whole_or_absent(folder / RECORD_FILES[kind]) as stream:
+            yield RecordSink(stream, shards)
+            if shards is not None:
+                shards.publish()
+    finally:
+        if shards is not None:
+            shards.discard()
+
+
 def read_judgements(path: str | Path) -> Iterator[Judgement]:
-    """From a data folder or its judgements.jsonl. Raises DataError as all of these readers do:
-    for a file that is not there, or a line that is not such a record."""
+    """From a data folder, its judgements.jsonl, or a folder with its Parquet shards alone. Raises
+    DataError as all of these readers do: for a file that is not there, or a line that is not such
+    a record."""
+    folder = Path(path)
+    twin = folder / RECORD_FILES["preferences"]
+    if folder.is_dir() and shards_of(folder) and not twin.is_file():
+        return map(Judgement.from_json, read_shards(folder))
     return _read(path, "preferences", Judgement.from_json)
 
 
@@ -77,6 +112,6 @@ def _records(file: Path, from_json: Callable[[Mapping[str, Any]], T]) -> Iterato
     with open(file, encoding="utf-8", newline="\n") as stream:
         for line, text in enumerate(stream, start=1):
             try:
-                yield from_json(json.loads(text))
+                yield from_json(orjson.loads(text))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{file}, line {line} is not a record of ours: {error}") from error

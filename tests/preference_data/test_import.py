@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ from preference_data import (
     read_text,
     sniff,
 )
-from preference_data.sources import importing
+from preference_data.sources import importing, store
 
 HEADER = "prompt,response_a,response_b,label,annotator\n"
 GOOD = "p{},x,y,A,w1\n"
@@ -87,7 +87,7 @@ def test_the_report_counts_what_the_files_hold(here):
         }
     ]  # fmt: skip
     assert sorted(path.name for path in (here / "out").iterdir()) == [
-        "import.json", "judgements.jsonl", "quarantine.jsonl",
+        "import.json", "judgements-00000.parquet", "judgements.jsonl", "quarantine.jsonl",
     ]  # fmt: skip
     kept = list(read_judgements(here / "out"))
     assert kept == list(read_judgements(here / "out" / "judgements.jsonl"))
@@ -168,24 +168,25 @@ def test_the_limit_counts_input_rows(here):
 @pytest.mark.parametrize("full", ["judgements", "quarantine", "import"])
 def test_a_full_disk_is_an_os_error_and_leaves_no_half_file(here, monkeypatch, full):
     Path("labels.csv").write_text(HEADER + good(50) + "p,x,y,C,w\n")
-    whole_or_absent = importing.whole_or_absent
+    whole_or_absent = store.whole_or_absent
+
+    class FullDisk:
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     @contextmanager
-    def on_a_full_disk(path: Path) -> Iterator[TextIO]:
+    def on_a_full_disk(path: Path) -> Iterator[Any]:
         with whole_or_absent(path) as stream:
-            if path.name.startswith(full):
-                monkeypatch.setattr(stream, "write", refuse, raising=False)
-            yield stream
-
-    def refuse(text: str) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+            yield FullDisk() if path.name.startswith(full) else stream
 
     monkeypatch.setattr(importing, "whole_or_absent", on_a_full_disk)
+    monkeypatch.setattr(store, "whole_or_absent", on_a_full_disk)
     with pytest.raises(OSError) as caught:
         import_data("preferences", "labels.csv", here / "out")
     assert caught.value.errno == errno.ENOSPC
     left = {path.name for path in (here / "out").iterdir()}
-    assert left == ({"judgements.jsonl", "quarantine.jsonl"} if full == "import" else set())
+    records = {"judgements.jsonl", "judgements-00000.parquet", "quarantine.jsonl"}
+    assert left == (records if full == "import" else set())
 
 
 def test_half_a_surrogate_pair_is_set_aside_and_still_written_to_the_quarantine(here):
@@ -343,7 +344,7 @@ def test_any_json_is_out_or_set_aside(tmp_path_factory, rows, kind_and_format):
     assert report.rows_in == len(rows) == report.rows_out + report.rows_quarantined
     assert sum(report.by_reason.values()) == report.rows_quarantined
     assert len((folder / "quarantine.jsonl").read_text().splitlines()) == report.rows_quarantined
-    written = (folder / importing.RECORD_FILES[kind]).read_text(encoding="utf-8")
+    written = (folder / store.RECORD_FILES[kind]).read_text(encoding="utf-8")
     assert written.count("\n") == report.rows_out
 
 
