@@ -1,0 +1,127 @@
+"""PPO by one process and by two, started as users start them: the same tokens, the same steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = {"max_steps": 3, "train_batch_size": 8, "learning_rate": 1e-3, "max_length": 96}
+CONFIG: dict[str, Any] = {
+    "name": "small",
+    "base": {
+        "architecture": {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 400,
+        }
+    },
+    "lora": {"r": 4, "alpha": 8},
+    "world": {"documents": 60, "demonstrations": 60, "items": 60, "prompts": 60},
+    "data": {
+        "demonstrations": {"path": "builtin:demonstrations"},
+        "labels": {"path": "builtin:labels"},
+        "prompts": {"path": "builtin:prompts"},
+    },
+    "steps": {
+        "sft": {"kind": "sft", "data": "demonstrations", "train": TRAIN},
+        "reward": {"kind": "reward", "data": "labels", "init": "sft", "train": TRAIN},
+        "ppo": {
+            "kind": "ppo", "data": "prompts", "policy": "sft", "reward": "reward",
+            # 7 prompts in batches of at most 4: each rank samples one, of 4 and of 3.
+            "train": {
+                "iterations": 3, "prompts_per_iteration": 7, "rollout_batch_size": 4,
+                "max_new_tokens": 12, "learning_rate": 1e-2, "value_learning_rate": 1e-2,
+                "max_grad_norm": 100, "kl": {"coefficient": 0.05},
+            },
+        },
+    },
+}  # fmt: skip
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    # The launchers start `python` by its name.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configuration and a run of one process."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "small.yaml").write_text(
+        yaml.safe_dump({**CONFIG, "output_dir": "run"}, sort_keys=False)
+    )
+    run([sys.executable, str(ROOT / "launch" / "ppo.py"), "--config", "small.yaml"], folder)
+    return folder
+
+
+def left_by(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """(metrics but for the clock, weights) of the PPO step."""
+    step = folder / "run" / "ppo"
+    metrics = [json.loads(line) for line in (step / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        for name in [n for n in row if n.startswith("time")]:
+            del row[name]
+    return metrics, load_file(step / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "tolerance"),
+    # DeepSpeed's optimiser sees a flat vector, of which a processor rounds the last few otherwise.
+    [("torchrun", 0.0), ("deepspeed", 1e-6)],
+)
+def test_two_processes_take_the_same_steps(
+    one: Path, launcher: str, tolerance: float, tmp_path: Path
+):
+    """The upstream steps are the one process's own, so that only PPO is compared."""
+    two = tmp_path / "two"
+    shutil.copytree(one, two)
+    shutil.rmtree(two / "run" / "ppo")
+    script = [str(ROOT / "launch" / "ppo.py"), "--config", "small.yaml"]
+    if launcher == "torchrun":
+        start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+        run([*start, f"--master_port={free_port()}", *script], two)
+    else:
+        settings = f"deepspeed={ROOT / 'configs' / 'deepspeed' / 'zero2.json'}"
+        start = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus=2"]
+        run([*start, f"--master_port={free_port()}", *script, settings], two)
+    metrics, weights = left_by(two)
+    expected, expected_weights = left_by(one)
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected_weights[name], rtol=0, atol=tolerance)
+    assert len(metrics) == len(expected) == 3
+    assert [row["response/length"] for row in metrics] == [
+        row["response/length"] for row in expected
+    ]
+    for row, wanted in zip(metrics, expected, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-5)
