@@ -7,16 +7,24 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from align import __version__
 from align.config import Config, ConfigError, json_schema, load_columns, load_config
 from align.config_errors import hint
-from align.console import INTERRUPTED, exit_code, say, show_folder, show_import, show_plan
+from align.console import INTERRUPTED, console, exit_code, say, show_folder, show_import, show_plan
 from align.console import show_summary as print_summary
-from preference_data.sources import Kind, import_data
+from preference_data.exports import Pairs, Ties, View
+from preference_data.sources import Kind, PersonalData, import_data
+from preference_data.sources.shards import shards_of
+from preference_data.sources.store import RECORD_FILES
+
+if TYPE_CHECKING:
+    from preference_data.quality_page import Table
 
 # Typer's public names for these are only their subclasses; it brings its own copy of click.
 USAGE_ERROR, CLICK_ERROR = cast("tuple[type[Exception], ...]", typer.BadParameter.__mro__[1:3])
@@ -129,6 +137,18 @@ def import_(
     mapping: Annotated[
         Path | None, typer.Option(help="YAML file that says which column is what.")
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files, where it is not found out rightly.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Of tables, where it is not found out rightly.")
+    ] = None,
+    keep_raw: Annotated[
+        bool, typer.Option("--keep-raw", help="Keep every judgement's row as it was read.")
+    ] = False,
+    personal_data: Annotated[
+        PersonalData, typer.Option(help="What to do with rows that hold e-mails, phones and such.")
+    ] = "keep",
     limit: Annotated[int | None, typer.Option(help="Read only so many rows.")] = None,
     max_quarantined: Annotated[
         float, typer.Option(help="Share of unusable rows above which it fails.")
@@ -145,19 +165,116 @@ def import_(
         columns=columns,
         limit=limit,
         max_quarantined=max_quarantined,
+        encoding=encoding,
+        delimiter=delimiter,
+        keep_raw=keep_raw,
+        personal_data=personal_data,
     )
     show_import(json.loads((output / "import.json").read_text(encoding="utf-8")))
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(metavar="DATA", help="A data folder.")],
+    output: Annotated[Path, typer.Argument(help="The file to write: .jsonl, .parquet or .csv.")],
+    view: Annotated[View, typer.Option(help="What its rows are.")] = "preference",
+    ties: Annotated[Ties, typer.Option(help="Of pairs: left out, or both orders with 0.5.")] = "drop",
+    pairs: Annotated[Pairs, typer.Option(help="Which pairs of a ranking.")] = "all",
+    max_pairs_per_prompt: Annotated[
+        int | None, typer.Option(min=1, help="A random choice of each prompt's pairs.")
+    ] = None,
+    decided: Annotated[
+        bool, typer.Option("--decided", help="Unpaired: winners are good, and losers bad.")
+    ] = False,
+    neutralise: Annotated[
+        bool, typer.Option("--neutralise", help="CSV: no cell is run as a formula.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write judgements as rows for a trainer, another service or a spreadsheet."""
+    _check_folder(folder)
+    from preference_data.exports import rows_of, write_rows
+    from preference_data.sources.store import read_judgements
+
+    options = {
+        "ties": ties, "pairs": pairs, "max_pairs_per_prompt": max_pairs_per_prompt,
+        "decided": decided, "neutralise": neutralise,
+    }  # fmt: skip
+    rows = rows_of(view, read_judgements(folder), options)
+    say(f"{write_rows(rows, output):,} rows: {output}")
 
 
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A data folder, a run or one of its steps.")],
     rows: Annotated[int, typer.Option(min=0, help="How many example rows to show.")] = 3,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the quality of the judgements as a page, too.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the quality of the judgements as JSON alone.")
+    ] = False,
+    base: Annotated[
+        Path | None, typer.Option(help="A model's folder: its tokenizer tells what is too long.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a conversation, with --base.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show what a folder of the toolkit holds: counts, facts and a few rows."""
+    """Show what a folder of the toolkit holds, and how good its judgements are."""
     _check_folder(folder)
-    show_folder(folder, rows)
+    if (base is None) != (max_length is None):
+        raise ConfigError("--base and --max-length go together; give both or neither.")
+    preferences = (folder / RECORD_FILES["preferences"]).is_file() or bool(shards_of(folder))
+    if not preferences and (html or as_json or base):
+        raise ConfigError(f"{folder} holds no judgements, so that there is no quality to report.")
+    if not as_json:
+        show_folder(folder, rows)
+    if preferences:
+        _show_quality(folder, html, as_json, base, max_length)
+
+
+def _show_quality(
+    folder: Path, html: Path | None, as_json: bool, base: Path | None, max_length: int | None
+) -> None:
+    from preference_data.quality import inspect_folder
+    from preference_data.quality_page import tables, write_page
+
+    report = inspect_folder(folder, _renderer(base) if base else None, max_length)
+    if html is not None:
+        write_page(report, html)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    for table in tables(report):
+        _show_table(table)
+    say("\nFindings" if report.findings else "\nNothing was found that calls for action.")
+    for finding in report.findings:
+        say(f"{finding.level}: {finding.sentence}\n  {finding.remedy}")
+    if html is not None:
+        say(f"\nPage: {html}")
+
+
+def _show_table(table: Table) -> None:
+    shown = RichTable(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for place, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if place else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    say(f"\n{table.title}")
+    console().print(shown)
+    if table.note:
+        say(table.note)
+
+
+def _renderer(base: Path) -> Any:
+    _check_folder(base)
+    from align.base import load_renderer
+    from align.quiet import quiet_libraries
+
+    quiet_libraries()
+    return load_renderer(str(base))
 
 
 @app.command()

@@ -50,7 +50,7 @@ from align.config_steps import (
     look_up,
 )
 from align.config_yaml import override, parse_yaml
-from preference_data.sources import FORMATS
+from preference_data.sources import FORMATS, PersonalData
 from preference_data.sources.mapping import Columns
 
 __all__ = [
@@ -201,6 +201,14 @@ class Data(Section):
     """For tables: which column is the prompt, the responses, the label or the ranks."""
     limit: PositiveInt | None = None
     """Read only the first so many input rows."""
+    encoding: str | None = None
+    """Of text files; found out where it is not given."""
+    delimiter: str | None = None
+    """Of tables; found out where it is not given."""
+    personal_data: PersonalData = "keep"
+    """`mask` replaces e-mail addresses, phone numbers and their like; `drop` leaves the rows out."""
+    aggregate: Literal["majority", "dawid_skene", "bradley_terry"] | None = None
+    """One soft label for each item in place of its annotators' several judgements."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the prompts held out of training, by the hash of the prompt."""
     max_quarantined: Fraction = 0.05
@@ -212,10 +220,11 @@ class Data(Section):
         return self.path.startswith("builtin:")
 
     def ineffective(self) -> Iterator[tuple[str, str]]:
-        for option in ("columns", "format"):
+        for option in ("columns", "format", "encoding", "delimiter"):
             if self.built_in and self.sets(option):
                 yield option, "for built-in data"
-        if self.columns is not None and self.format not in {"auto", "table"}:
+        format = FORMATS.get(self.format)
+        if self.columns is not None and format is not None and not format.uses_columns:
             yield "columns", f"on the format {self.format}"
 
 

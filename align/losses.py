@@ -27,16 +27,19 @@ def dpo(
     reference_rejected: Tensor,
     beta: float,
     label_smoothing: float = 0.0,
+    label: Tensor | float = 1.0,
 ) -> LossOutput:
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7), [P] pairs.
 
-    All arguments are log-probabilities summed over the completion, nats. With `label_smoothing` e
-    it is conservative DPO: (1 - e) l(h) + e l(-h), l = -log sigmoid.
+    The first four are log-probabilities summed over the completion, nats; `label` [P] is the
+    probability that the chosen one is better. With `label_smoothing` e it is conservative DPO:
+    (1 - e) l(h) + e l(-h), l = -log sigmoid.
     """
     chosen_reward = beta * (chosen - reference_chosen)
     rejected_reward = beta * (rejected - reference_rejected)
     margin = chosen_reward - rejected_reward
-    loss = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+    right = label * (1 - label_smoothing) + (1 - label) * label_smoothing
+    loss = -right * F.logsigmoid(margin) - (1 - right) * F.logsigmoid(-margin)
     return LossOutput(
         loss,
         {

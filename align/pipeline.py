@@ -331,6 +331,7 @@ class Pipeline:
         )  # fmt: skip
 
     def _import(self, task: Task) -> Rows:
+        from preference_data import views
         from preference_data.sources import import_data
 
         source = task.name.removeprefix("data.")
@@ -343,7 +344,10 @@ class Pipeline:
         report = import_data(
             self.config.run_as(source), path, task.folder, format=data.format,
             columns=data.columns, limit=data.limit, max_quarantined=data.max_quarantined,
+            encoding=data.encoding, delimiter=data.delimiter, personal_data=data.personal_data,
         )  # fmt: skip
+        if data.aggregate is not None:
+            views.write_aggregated(task.folder, data.aggregate)
         return Rows(report.rows_in, report.rows_out, report.rows_quarantined)
 
     def _data_folder(self, source: str) -> Path:

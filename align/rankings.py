@@ -21,7 +21,7 @@ from preference_data.batches import Group, PackedBatch, pack
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement
 from preference_data.rendering import Renderer, RenderingError
-from preference_data.splits import split
+from preference_data.splits import check_leaks, split
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,13 @@ class Ranked:
     def weight(self) -> float:
         """Of the whole judgement, shared by its pairs."""
         return self.judgement.weight
+
+    def label(self, better: int) -> float:
+        """The probability that the answer at this place beats the other one of its pair."""
+        first = self.judgement.probability
+        if first is None:
+            return 1.0
+        return first if better == 0 else 1.0 - first
 
 
 @dataclass(frozen=True)
@@ -56,18 +63,23 @@ class PairIndex(NamedTuple):
     weight: Tensor
     """[P]; the pairs of a judgement share its weight, so that K completions count once and not
     K (K - 1) / 2 times (Ouyang et al. 2022, eq. 1)"""
+    label: Tensor
+    """[P] probability that the better one is better: 1, or a soft label's"""
 
 
 def pair_index(rows: Sequence[Ranked]) -> PairIndex:
     """The pairs of `rows` when their groups are packed in this order."""
-    better, worse, weight, first = [], [], [], 0
+    better, worse, weight, label, first = [], [], [], [], 0
     for row in rows:
         for i, j in row.pairs:
             better.append(first + i)
             worse.append(first + j)
             weight.append(row.weight / len(row.pairs))
+            label.append(row.label(i))
         first += len(row.group.completions)
-    return PairIndex(torch.tensor(better), torch.tensor(worse), torch.tensor(weight))
+    return PairIndex(
+        torch.tensor(better), torch.tensor(worse), torch.tensor(weight), torch.tensor(label)
+    )
 
 
 def load_rankings(
@@ -80,7 +92,9 @@ def load_rankings(
     """
     judgements = views.judgements(context.data[source])
     fraction = context.config.data[source].test_fraction
-    sides = split(judgements, fraction, context.split_salt())
+    given = views.given(context.data[source])
+    sides = split(judgements, fraction, context.split_salt(), given=given)
+    check_leaks(*sides)
     left_out = 0
     kept: list[list[Ranked]] = [[], []]
     for side, rows in zip(sides, kept, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import BinaryIO
 
 
@@ -67,7 +67,20 @@ class Quarantine:
         self.first = self.first or rejected
         if self._stream is not None:
             # ASCII escapes, since the row may be here for text that no encoding can write.
-            self._stream.write(json.dumps(asdict(rejected)).encode() + b"\n")
+            self._stream.write(
+                json.dumps({f.name: getattr(rejected, f.name) for f in fields(rejected)}).encode()
+                + b"\n"
+            )
+
+    def merge(
+        self, lines: bytes, by_reason: Counter[str], faults: int, first: Rejected | None
+    ) -> None:
+        """Adds what another quarantine has counted and written."""
+        self.by_reason.update(by_reason)
+        self.faults += faults
+        self.first = self.first or first
+        if self._stream is not None:
+            self._stream.write(lines)
 
 
 def reasons_in_words(by_reason: Counter[str]) -> str:

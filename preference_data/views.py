@@ -9,29 +9,54 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
+
+from preference_data.aggregate import Method, aggregate
 from preference_data.quarantine import DataError
 from preference_data.records import Demonstration, Judgement, Prompt
 from preference_data.sources.store import (
+    AGGREGATED_FILE,
     RECORD_FILES,
     read_demonstrations,
     read_judgements,
     read_prompts,
     read_text,
+    whole_or_absent,
 )
-from preference_data.splits import split
+from preference_data.splits import Side, given_sides, split
 
 
 def judgements(folder: Path) -> list[Judgement]:
-    """The judgements of two answers or more that are no control items.
+    """The judgements of two answers or more that are no control items; where the folder was
+    aggregated, one for each item.
 
     Raises DataError if the folder holds no preferences.
     """
     _require(folder, "preferences")
+    aggregated = folder / AGGREGATED_FILE
     return [
         judgement
-        for judgement in read_judgements(folder)
+        for judgement in read_judgements(aggregated if aggregated.is_file() else folder)
         if len(judgement.responses) > 1 and judgement.gold is None
     ]
+
+
+def write_aggregated(folder: Path, method: Method) -> None:
+    """One judgement for each item beside those of an imported folder, for `judgements` to read.
+
+    Raises DataError if no judgement takes part.
+    """
+    found = aggregate(list(read_judgements(folder)), method)
+    if not found:
+        raise DataError(f"{folder}: there is nothing to aggregate, no two answers were compared.")
+    with whole_or_absent(folder / AGGREGATED_FILE) as stream:
+        for judgement in found:
+            stream.write(orjson.dumps(judgement.to_json()) + b"\n")
+
+
+def given(folder: Path) -> dict[str, Side]:
+    """The sides on which the data's owner put its prompts, for the split of whatever is read."""
+    return given_sides(read_judgements(folder)) if _holds(folder, "preferences") else {}
 
 
 def demonstrations(folder: Path) -> list[Demonstration]:
@@ -73,7 +98,7 @@ def text(folder: Path, test_fraction: float = 0.0, salt: str = "") -> list[str]:
     if _holds(folder, "preferences"):
         return [
             "\n\n".join(message.content for message in (*row.prompt.messages, *response.messages))
-            for row in split(read_judgements(folder), test_fraction, salt)[0]
+            for row in split(read_judgements(folder), test_fraction, salt, given=given(folder))[0]
             for response in row.responses
         ]
     if _holds(folder, "demonstrations"):

@@ -6,13 +6,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def bradley_terry(
+    chosen: Tensor,
+    rejected: Tensor,
+    label_smoothing: float = 0.0,
+    label: Tensor | float = 1.0,
+) -> Tensor:
     """-log P(chosen beats rejected) under Bradley and Terry (1952), [P] pairs of scores.
 
-    With `label_smoothing` e, the label is taken to be wrong with probability e.
+    `label` [P] is the probability that the chosen one is better (a soft label): the loss is the
+    cross-entropy with it. With `label_smoothing` e, the label is taken to be wrong with
+    probability e.
     """
     margin = chosen - rejected
-    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+    right = label * (1 - label_smoothing) + (1 - label) * label_smoothing
+    return -right * F.logsigmoid(margin) - (1 - right) * F.logsigmoid(-margin)
 
 
 def centering(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ def _loss(
         reference[pairs.worse],
         train.beta,
         train.label_smoothing,
+        pairs.label,
     )
 
 

@@ -100,8 +100,9 @@ def _prompts(context: StageContext, roles: Roles):
     step = context.step
     every = views.prompts(context.data[step.data])
     fraction = context.config.data[step.data].test_fraction
-    _, held_out = split(every, fraction, context.split_salt())
-    if fraction == 0:  # the whole source is for evaluation
+    given = views.given(context.data[step.data])
+    _, held_out = split(every, fraction, context.split_salt(), given=given)
+    if fraction == 0 and not given:  # the whole source is for evaluation
         held_out = every
     if not held_out:
         raise RuntimeError(

@@ -102,7 +102,12 @@ def _prompts(context: StageContext, roles: Roles) -> tuple[dict[tuple[int, ...],
     """The training side's prompts by their ids, and their account."""
     source = context.step.data
     every = views.prompts(context.data[source])
-    training, _ = split(every, context.config.data[source].test_fraction, context.split_salt())
+    training, _ = split(
+        every,
+        context.config.data[source].test_fraction,
+        context.split_salt(),
+        given=views.given(context.data[source]),
+    )
     texts: dict[tuple[int, ...], str] = {}
     for prompt in training:
         try:

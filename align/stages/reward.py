@@ -62,7 +62,7 @@ def _loss(context: StageContext, module: Any, batch: PackedBatch, pairs: PairInd
     train = context.step.train
     scores = module("scores", "reward", batch)
     better, worse = scores[pairs.better], scores[pairs.worse]
-    loss = bradley_terry(better, worse, train.label_smoothing)
+    loss = bradley_terry(better, worse, train.label_smoothing, pairs.label)
     margin = (better - worse).detach()
     return LossOutput(
         loss + train.center_coefficient * centering(better, worse),

@@ -38,7 +38,10 @@ def _rows(context: StageContext, renderer):
     """Rendered demonstrations that fit into max_length, and how many were read."""
     source = context.step.data
     fraction = context.config.data[source].test_fraction
-    records, _ = split(views.demonstrations(context.data[source]), fraction, context.split_salt())
+    folder = context.data[source]
+    records, _ = split(
+        views.demonstrations(folder), fraction, context.split_salt(), given=views.given(folder)
+    )
     rows = []
     for record in records:
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,41 +15,20 @@ import orjson
 from preference_data.quarantine import DataError, Quarantine, Rejected, reasons_in_words
 from preference_data.records import SCHEMA_VERSION, Judgement
 from preference_data.sources.files import Reading, content_hash, find_files
+from preference_data.sources.finishing import Finishing, PersonalData
 from preference_data.sources.formats import Kind, Record, Records, read_records
 from preference_data.sources.mapping import Columns
+from preference_data.sources.segments import NotSplittable, convert_table, splittable
 from preference_data.sources.store import (
     IMPORT_FILE,
     QUARANTINE_FILE,
+    RecordSink,
     record_sink,
     whole_or_absent,
 )
+from preference_data.sources.tally import Tally
 
 MAX_QUARANTINED = 0.05
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the records hold. All but the first two stay empty for what is not a judgement."""
-
-    rows: int = 0
-    """Rows that gave records."""
-    records: int = 0
-    by_label: Counter[str] = field(default_factory=lambda: Counter[str]())
-    by_k: Counter[int] = field(default_factory=lambda: Counter[int]())
-    by_annotator: Counter[str] = field(default_factory=lambda: Counter[str]())
-
-    def add(self, records: Records) -> None:
-        self.rows += 1
-        for record in records:
-            self._add(record)
-
-    def _add(self, record: Record) -> None:
-        self.records += 1
-        if isinstance(record, Judgement):
-            self.by_label[record.label] += 1
-            self.by_k[len(record.responses)] += 1
-            if record.annotator is not None:
-                self.by_annotator[record.annotator] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +61,10 @@ class ImportReport:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
+Way = Callable[[RecordSink, Quarantine], Tally]
+"""Writes all records and rejects, and counts them."""
+
+
 class _Unusable(DataError):
     """Too little of the data can be used; apart, since the quarantine file is then kept."""
 
@@ -97,41 +80,73 @@ def import_data(
     max_quarantined: float = MAX_QUARANTINED,
     encoding: str | None = None,
     delimiter: str | None = None,
+    keep_raw: bool = False,
+    personal_data: PersonalData = "keep",
 ) -> ImportReport:
     """Reads a file, a glob or a folder into `output_dir`; each file there is whole or absent.
 
-    Writes the records (judgements.jsonl, demonstrations.jsonl, prompts.jsonl or text.jsonl),
-    quarantine.jsonl, and last import.json, the report. `limit` takes the first rows;
-    `max_quarantined` is the share of them that may be rejected.
+    Writes the records (judgements.jsonl with its twin in Parquet shards, demonstrations.jsonl,
+    prompts.jsonl or text.jsonl), quarantine.jsonl, and last import.json, the report. `limit` takes
+    the first rows; `max_quarantined` is the share of them that may be rejected, not counting those
+    that say themselves that they do not count. `keep_raw` keeps each judgement's row as JSON;
+    `personal_data` "mask" or "drop" treats e-mail addresses, phone numbers and their like.
 
     Raises DataError if the data cannot be read, no row is usable, or more rows than allowed are
     rejected (quarantine.jsonl is written then, too), and OSError if a file cannot be written.
     """
     _check_options(limit, max_quarantined)
     reading = Reading(columns, encoding, delimiter)
-    format, items = read_records(path, kind, format, reading)
+    finishing = Finishing(keep_raw, personal_data)
+    format, items = read_records(path, kind, format, reading, finishing)
     items = islice(items, limit)
     output_dir.mkdir(parents=True, exist_ok=True)
     # The report vouches for the other files, so the old one goes first and the new one comes last.
     (output_dir / IMPORT_FILE).unlink(missing_ok=True)
-    tally, unusable = Tally(), None
-    with whole_or_absent(output_dir / QUARANTINE_FILE) as rejects:
-        quarantine = Quarantine(rejects)
-        try:
-            with record_sink(output_dir, kind) as sink:
-                for found in _accepted(items, quarantine):
-                    for record in found:
-                        sink.write(_json_of(record))
-                    tally.add(found)
-                _check_usable(path, tally.rows, quarantine, max_quarantined)
-        except _Unusable as error:
-            unusable = error
-    if unusable:
-        raise DataError(f"{unusable} See {output_dir / QUARANTINE_FILE}.")
+
+    def one_by_one(sink: RecordSink, quarantine: Quarantine) -> Tally:
+        tally = Tally()
+        for found in _accepted(items, quarantine):
+            for record in found:
+                sink.write({"text": record} if isinstance(record, str) else record.to_json())
+            tally.add(found)
+        return tally
+
+    def in_segments(sink: RecordSink, quarantine: Quarantine) -> Tally:
+        return convert_table(files[0], reading, output_dir, sink, quarantine)
+
+    files = find_files(path)
+    ways = [one_by_one]
+    plain = format == "table" and limit is None and finishing.does_nothing
+    if plain and len(files) == 1 and splittable(files[0], reading):
+        ways = [in_segments, one_by_one]
+    tally, quarantine = _write(kind, path, output_dir, ways, max_quarantined)
     report = _report(kind, format, path, limit, tally, quarantine, reading)
     with whole_or_absent(output_dir / IMPORT_FILE) as stream:
         stream.write(orjson.dumps(report.to_json(), option=orjson.OPT_INDENT_2))
     return report
+
+
+def _write(
+    kind: Kind, path: str, output_dir: Path, ways: Sequence[Way], max_quarantined: float
+) -> tuple[Tally, Quarantine]:
+    """Writes the records and the quarantine in the first way that can be gone to its end."""
+    for way in ways:
+        unusable = None
+        try:
+            with whole_or_absent(output_dir / QUARANTINE_FILE) as rejects:
+                quarantine = Quarantine(rejects)
+                try:
+                    with record_sink(output_dir, kind) as sink:
+                        tally = way(sink, quarantine)
+                        _check_usable(path, tally.rows, quarantine, max_quarantined)
+                except _Unusable as error:
+                    unusable = error
+        except NotSplittable:
+            continue
+        if unusable:
+            raise DataError(f"{unusable} See {output_dir / QUARANTINE_FILE}.")
+        return tally, quarantine
+    raise AssertionError("the last way is always gone to its end")
 
 
 def read_preferences(

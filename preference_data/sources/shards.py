@@ -17,6 +17,11 @@ SHARD_ROWS = 50_000
 """Judgements of a shard, at most."""
 _ROW_GROUP = 5_000
 _PATTERN = "judgements-*.parquet"
+_REPEATED = [
+    "kind", "outcome", "scale", "criterion", "annotator_id", "annotator_kind", "split",
+    "source_format", "source_file",
+]  # fmt: skip
+"""Columns of few different values; looking for repeats in the others costs more than it saves."""
 
 
 @cache
@@ -61,8 +66,9 @@ def write_shard(lines: Sequence[bytes], path: Path) -> None:
         ),
     )
     pyarrow.parquet.write_table(
-        table, path, compression="zstd", compression_level=1, row_group_size=_ROW_GROUP
-    )
+        table, path, compression="zstd", compression_level=1, row_group_size=_ROW_GROUP,
+        use_dictionary=_REPEATED,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
 
 
 def read_shards(folder: Path) -> Iterator[dict[str, Any]]:
@@ -97,16 +103,19 @@ class ShardWriter:
             self._flush()
 
     def add(self, shard: Path) -> None:
-        """Takes over a shard that was written elsewhere in the folder."""
+        """Takes over a shard that another process wrote."""
         self._flush()
-        self._written.append(shard)
+        os.replace(shard, self._next())
 
     def _flush(self) -> None:
         if self._lines:
-            partial = self._folder / f".shard-{len(self._written)}.{os.getpid()}.partial"
-            self._written.append(partial)
-            write_shard(self._lines, partial)
+            write_shard(self._lines, self._next())
             self._lines = []
+
+    def _next(self) -> Path:
+        partial = self._folder / f".shard-{len(self._written)}.{os.getpid()}.partial"
+        self._written.append(partial)
+        return partial
 
     def publish(self) -> None:
         self._flush()

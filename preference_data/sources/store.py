@@ -20,6 +20,7 @@ RECORD_FILES = {
     "prompts": "prompts.jsonl",
     "text": "text.jsonl",
 }
+AGGREGATED_FILE = "aggregated.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
 IMPORT_FILE = "import.json"
 

@@ -10,27 +10,33 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from preference_data.quarantine import DataError, Rejected
-from preference_data.sources.files import Reading, open_text
+from preference_data.sources.files import Reading, bad_character, open_text
 from preference_data.sources.rows import Row
 
-FIELD_LIMIT = 16 << 20
+FIELD_LIMIT = 64 << 20
 """Characters in one field; a quote that is never closed would swallow the file otherwise."""
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE = 1 << 16
 _SEP_LINE = re.compile(r"sep=(.)\r?\n?$")
+_ROUNDED = re.compile(r"[0-9]\.[0-9]+E\+[0-9]+")
+_LONGEST_ROUNDED = len("1.23456789012345E+307")
 
 
 def read_table(path: Path, reading: Reading) -> Iterator[Row | Rejected]:
     """Yields one thing for each row after the header; blank lines are no rows.
 
-    Raises DataError for an empty file, a header that names a column twice, and a quoted field
-    that is never closed or is longer than FIELD_LIMIT.
+    A row that is no CSV, or whose quote is never closed, is one reject, up to the line where the
+    rows fit the header again.
+
+    Raises DataError for an empty file, a header that names a column twice, and, in a table of one
+    column, a quoted field that is never closed or is longer than FIELD_LIMIT.
     """
     # The limit is the csv module's global; every table of ours is read under the same one.
     csv.field_size_limit(FIELD_LIMIT)
@@ -39,7 +45,7 @@ def read_table(path: Path, reading: Reading) -> Iterator[Row | Rejected]:
         said = lines.sep_line()  # left behind also where the delimiter is given
         delimiter = reading.delimiter or said or find_delimiter(path, reading)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = _read_header(path, reader, lines)
+        header = _read_header(path, reader)
         number = 0
         while True:
             lines.start_row()
@@ -49,11 +55,14 @@ def read_table(path: Path, reading: Reading) -> Iterator[Row | Rejected]:
                 break
             except csv.Error as error:
                 number += 1
-                yield _broken_row(path, number, lines, error)
+                yield _broken_row(path, number, lines, error, delimiter, len(header))
                 continue
             if cells:
                 number += 1
-                yield _row(path, number, lines.row_line, header, cells)
+                row = row_of(path, number, lines.row_line, header, cells)
+                if isinstance(row, Row):
+                    _look_for_rounded_numbers(row, reading)
+                yield row
     if not number:
         raise DataError(f"{path} has a header but no rows.")
 
@@ -80,8 +89,8 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._read = 0
-        self._waiting: str | None = None
+        self._ahead: deque[str] = deque()
+        self.last_line = 0
         self.row_line = 1
         self.row_text: list[str] = []
 
@@ -89,74 +98,140 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._stream) if self._waiting is None else self._waiting
-        self._waiting = None
-        self._read += 1
+        line = self._ahead.popleft() if self._ahead else next(self._stream)
+        self.last_line += 1
+        # Files joined with cat have the second one's byte order mark in the middle, where it
+        # would make a quoted field a bare one.
+        if not self.row_text and line.startswith('\ufeff"'):
+            line = line[1:]
         self.row_text.append(line)
         return line
 
     def start_row(self) -> None:
-        self.row_line = self._read + 1
+        self.row_line = self.last_line + 1
         self.row_text.clear()
-
-    @property
-    def last_line(self) -> int:
-        return self._read
 
     def sep_line(self) -> str | None:
         """The delimiter of Excel's opening "sep=;" line, which is then left behind."""
         first = next(self._stream, "")
         match = _SEP_LINE.fullmatch(first)
         if match is None:
-            self._waiting = first or None
+            self._ahead.extend([first] if first else [])
             return None
-        self._read += 1
+        self.last_line += 1
         return match.group(1)
 
+    def back_to_second_line(self) -> None:
+        """Keeps the first line of the row that is being read, and gives the others back."""
+        self._ahead.extendleft(reversed(self.row_text[1:]))
+        self.last_line = self.row_line
+        del self.row_text[1:]
 
-def _read_header(path: Path, reader: Iterator[list[str]], lines: _Lines) -> list[str]:
+    def look_ahead(self) -> Iterator[str]:
+        """The lines to come, which stay to come."""
+        index = 0
+        while True:
+            if index == len(self._ahead):
+                line = next(self._stream, None)
+                if line is None:
+                    return
+                self._ahead.append(line)
+            yield self._ahead[index]
+            index += 1
+
+
+def _read_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     try:
-        header = next((cells for cells in reader if cells), None)
+        cells = next((cells for cells in reader if cells), None)
     except csv.Error as error:
         raise DataError(f"The header of {path} is not readable as CSV ({error}).") from None
-    if header is None:
+    if cells is None:
         raise DataError(f"{path} is empty.")
-    names = [name.strip() for name in header]
+    names = _names(cells)
     for name in names:
-        if name and names.count(name) > 1:
+        if bad_character(name):
+            raise DataError(f"The header of {path} has bytes that are no text. Name its encoding.")
+        if names.count(name) > 1:
             raise DataError(f'The header of {path} names "{name}" twice. Rename one of the two.')
     return names
 
 
-def _row(path: Path, number: int, line: int, header: list[str], cells: list[str]) -> Row | Rejected:
-    if len(cells) == len(header) and [cell.strip() for cell in cells] != header:
-        return Row(str(path), number, line, dict(zip(header, cells, strict=True)))
+def _names(cells: list[str]) -> list[str]:
+    # A trailing comma makes a column without a name; two of them must not become one. A byte
+    # order mark is that of the second of two files joined with cat.
+    stripped = [cells[0].removeprefix("\ufeff").strip(), *(cell.strip() for cell in cells[1:])]
+    return [name or f"column {place}" for place, name in enumerate(stripped, start=1)]
+
+
+def row_of(
+    path: Path, number: int, line: int, header: list[str], cells: list[str]
+) -> Row | Rejected:
     at = f"row {number} (line {line})"
-    if len(cells) == len(header):
-        reason, detail = "header_repeated", f"{at} repeats the header"
-    else:
+    if len(cells) != len(header):
         reason = "fields_extra" if len(cells) > len(header) else "fields_missing"
-        detail = f"{at} has {len(cells)} fields where the header has {len(header)}"
-    return Rejected(number, line, reason, detail + ".", cells, str(path))
+        detail = f"{at} has {len(cells)} fields where the header has {len(header)}."
+        return Rejected(number, line, reason, detail, cells, str(path))
+    if cells[-1].strip() in (header[-1], "") and _names(cells) == header:
+        detail = f"{at} repeats the header."
+        return Rejected(number, line, "header_repeated", detail, cells, str(path), expected=True)
+    if not any(cell and not cell.isspace() for cell in cells):
+        # Spreadsheets write these below the last row.
+        detail = f"{at} has nothing in any column."
+        return Rejected(number, line, "row_empty", detail, cells, str(path), expected=True)
+    return Row(str(path), number, line, dict(zip(header, cells, strict=True)))
 
 
-def _broken_row(path: Path, number: int, lines: _Lines, error: csv.Error) -> Rejected:
-    line, text = lines.row_line, str(error)
-    if "unexpected end of data" in text:
-        raise DataError(
-            f"{path}: a quoted field in the row that begins on line {line} is never closed. "
-            "Close it, and double every quote inside it."
-        ) from None
-    if "field larger" in text:
-        raise DataError(
-            f"{path}: a field in the row that begins on line {line} is longer than "
-            f"{FIELD_LIMIT:,} characters. Look for a quote that is never closed."
-        ) from None
-    detail = (
-        f"row {number} (lines {line} to {lines.last_line}) is not CSV: {text}; "
-        "a quote inside a quoted field is written twice."
-    )
+def _look_for_rounded_numbers(row: Row, reading: Reading) -> None:
+    for name, cell in cast(Mapping[str, str], row.values).items():
+        if len(cell) <= _LONGEST_ROUNDED and _ROUNDED.fullmatch(cell):
+            reading.note(
+                f'{row.file} has numbers such as 1.23E+15 in "{name}": Excel rounds long ids so.'
+            )
+
+
+def _broken_row(
+    path: Path, number: int, lines: _Lines, error: csv.Error, delimiter: str, width: int
+) -> Rejected:
+    line, what = lines.row_line, _in_words(error)
+    if width > 1:
+        lines.back_to_second_line()
+        while not _fits_again(lines, delimiter, width):
+            next(lines)
+    elif "expected after" not in str(error):
+        # In a table of one column any line fits, so nothing tells a text's lines from rows.
+        raise DataError(f"{path}: {what} in the row that begins on line {line}. {_MEND}.")
+    detail = f"row {number} (lines {line} to {lines.last_line}) is not CSV: {what}. {_MEND}."
     return Rejected(number, line, "csv_syntax", detail, "".join(lines.row_text), str(path))
+
+
+_MEND = "Close every quoted field, and write a quote inside one twice"
+
+
+def _in_words(error: csv.Error) -> str:
+    text = str(error)
+    if "unexpected end of data" in text:
+        return "a quoted field is never closed"
+    if "field larger" in text:
+        return f"a field is longer than {FIELD_LIMIT:,} characters"
+    return text
+
+
+def _fits_again(lines: _Lines, delimiter: str, width: int) -> bool:
+    """Whether the next two rows are as wide as the header, or the file ends.
+
+    One alone might be a line inside a text.
+    """
+    fitting = 0
+    try:
+        for cells in csv.reader(lines.look_ahead(), delimiter=delimiter, strict=True):
+            if cells and len(cells) != width:
+                return False
+            fitting += bool(cells)
+            if fitting == 2:
+                return True
+    except csv.Error:
+        return False
+    return True
 
 
 def _widths(sample: str, delimiter: str) -> list[int]:

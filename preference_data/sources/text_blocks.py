@@ -16,6 +16,8 @@ def read_text_blocks(path: Path, reading: Reading) -> Iterator[Row]:
     block: list[str] = []
     with open_text(path, reading) as stream:
         for line, text in enumerate(stream, start=1):
+            # Files joined with cat have the second one's byte order mark in the middle.
+            text = text if block else text.removeprefix("\ufeff")
             if text.strip():
                 began = began if block else line
                 block.append(text)

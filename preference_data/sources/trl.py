@@ -5,15 +5,17 @@ https://huggingface.co/docs/trl/dataset_formats. Each value is text or a list of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
-from preference_data.quarantine import RowFault
+from preference_data.quarantine import Rejected, RowFault
 from preference_data.records import Demonstration, Judgement, Message, Prompt
 from preference_data.sources import hh
 from preference_data.sources.cells import messages_of, prompt_of, response_of, text_of
 from preference_data.sources.conversations import check_ending, compare, last_answer
-from preference_data.sources.rows import Row
+from preference_data.sources.files import Reading
+from preference_data.sources.ratings import number_of
+from preference_data.sources.rows import Row, convert_rows
 
 
 def recognises(values: Mapping[str, object]) -> bool:
@@ -21,11 +23,28 @@ def recognises(values: Mapping[str, object]) -> bool:
     return "chosen" in values and "rejected" in values and not hh.recognises(values)
 
 
+def read_pairs(
+    rows: Iterator[Row | Rejected], reading: Reading
+) -> Iterator[tuple[Judgement, ...] | Rejected]:
+    """One judgement a row, as `judgement` makes it; notes a column that is left alone."""
+
+    def convert(row: Row) -> tuple[Judgement, ...]:
+        if "margin" in row.values:
+            reading.note(
+                f"{row.file} has a column margin, which is not read: what it was given on, and so "
+                "which strength it is, is not known."
+            )
+        return (judgement(row),)
+
+    return convert_rows(rows, convert)
+
+
 def judgement(row: Row) -> Judgement:
     """From `{"prompt", "chosen", "rejected"}`; the chosen answer is the first response.
 
     Where chosen and rejected are whole conversations (they open with the user or the system, as
     in UltraFeedback), their shared turns are the prompt and the prompt column is not needed.
+    `score_chosen` and `score_rejected` are kept.
     """
     chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
     if _is_conversation(chosen) and _is_conversation(rejected):
@@ -34,11 +53,24 @@ def judgement(row: Row) -> Judgement:
             messages_of(cast(list[object], rejected), "rejected"),
         )
     else:
+        if "prompt" not in row.values:
+            raise RowFault(
+                "no_prompt",
+                "there is no column prompt, and chosen and rejected are no whole conversations. "
+                "Add the prompt: characters that two answers share are not taken for it.",
+            )
         prompt = prompt_of(row.values, "prompt")
         best, worst = response_of(row.values, "chosen"), response_of(row.values, "rejected")
         if best == worst:
             raise RowFault("identical_responses", "chosen and rejected are identical.")
-    return Judgement(prompt, (best, worst), (1, 2), source=row.source("trl"))
+    scores = number_of(row.values, "score_chosen"), number_of(row.values, "score_rejected")
+    return Judgement(
+        prompt,
+        (best, worst),
+        (1, 2),
+        scores=None if scores == (None, None) else scores,
+        source=row.source("trl"),
+    )
 
 
 def demonstration(row: Row) -> Demonstration:

@@ -393,6 +393,67 @@ def test_inspect_refuses_any_other_folder(tmp_path: Path, capsys: Any):
     )
 
 
+def test_inspect_reports_the_quality_of_judgements(imported: tuple[Path, str], capsys: Any):
+    """Three decided judgements, the first answer listed wins two; each pair has equal lengths."""
+    folder, _ = imported
+    assert main(["inspect", str(folder), "--rows", "0"]) == 0
+    shown = lines(capsys.readouterr().out)
+    assert "that put a response above another 3" in shown
+    # (2/3 + 1.9207/3 ± 1.95996 · √(2/27 + 0.9604/9)) / 2.2805
+    assert "the first response wins 66.7 % 20.8 to 93.9" in shown
+    start = shown.index("Findings")
+    assert shown[start + 1] == "warning: 1 of 4 rows could not be used (label_unknown 1)."
+    assert shown[start + 2].startswith("Read quarantine.jsonl")
+    assert shown[-1] != "" and not shown[-1].startswith("Page")
+
+
+def test_inspect_writes_the_quality_page_where_it_is_told(
+    imported: tuple[Path, str], tmp_path: Path, capsys: Any
+):
+    folder, _ = imported
+    page = tmp_path / "pages" / "quality.html"
+    assert main(["inspect", str(folder), "--html", str(page)]) == 0
+    assert lines(capsys.readouterr().out)[-1] == f"Page: {page}"
+    assert "1 of 4 rows could not be used" in page.read_text(encoding="utf-8")
+
+
+def test_inspect_prints_the_quality_as_json_alone(imported: tuple[Path, str], capsys: Any):
+    folder, _ = imported
+    assert main(["inspect", str(folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["counts"]["judgements"], report["imported"]["rows_in"]) == (3, 4)
+    assert report["truncation"] is None
+
+
+def test_inspect_counts_what_is_too_long_for_a_base(
+    imported: tuple[Path, str], tiny_folder: Path, capsys: Any
+):
+    folder, _ = imported
+    base = ["--base", str(tiny_folder)]
+    assert main(["inspect", str(folder), *base, "--max-length", "1", "--json"]) == 0
+    lost = json.loads(capsys.readouterr().out)["truncation"]
+    assert (lost["judgements"], lost["too_long"], lost["answer_lost"]) == (3, 3, 3)
+    longest = str(lost["longest"])
+    assert main(["inspect", str(folder), *base, "--max-length", longest, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["truncation"]["too_long"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-length", "9"], "--base and --max-length go together; give both or neither."),
+        (["--base", "x"], "--base and --max-length go together; give both or neither."),
+        (["--json"], "FOLDER holds no judgements, so that there is no quality to report."),
+        (["--html", "x"], "FOLDER holds no judgements, so that there is no quality to report."),
+    ],
+)
+def test_inspect_says_which_options_do_not_fit(
+    tmp_path: Path, options: list[str], message: str, capsys: Any
+):
+    assert main(["inspect", str(tmp_path), *options]) == 2
+    assert capsys.readouterr() == ("", message.replace("FOLDER", str(tmp_path)) + "\n")
+
+
 # --- models --------------------------------------------------------------------------------------
 
 

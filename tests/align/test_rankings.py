@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,13 @@ def test_pair_index_by_hand():
     expected = torch.tensor([1.0, 2 / 3, 2 / 3, 2 / 3, 0.5])
     torch.testing.assert_close(index.weight, expected, rtol=0, atol=1e-7)
     assert index.weight.sum().item() == pytest.approx(3.5, abs=1e-6)
+
+
+def test_a_soft_label_follows_the_better_answer():
+    """P(first) = .2: the second is the better one with .8."""
+    second = replace(judged(2, 1), probability=0.2)
+    row = Ranked(second, Group((1,), ((2,), (3,))), ((1, 0),))
+    assert pair_index([row, ranked((0, 1), k=2)]).label.tolist() == pytest.approx([0.8, 1.0])
 
 
 def test_k_wise_loss_is_the_mean_over_explicit_pairs():

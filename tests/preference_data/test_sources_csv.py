@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -289,20 +290,67 @@ def test_a_row_that_is_too_short(here):
     assert (reject.reason, reject.raw) == ("fields_missing", ["p", "x", "y"])
 
 
-def test_an_unterminated_quote_names_the_line_where_its_row_begins(here):
+def test_a_quote_that_is_never_closed_costs_its_row_only(here):
     text = HEADER + 'p,"x\nx",y,A\np,"x,y,A\n' + "q,x,y,B\n" * 5
-    assert error(write(text)) == (
-        "labels.csv: a quoted field in the row that begins on line 4 is never closed. "
-        "Close it, and double every quote inside it."
+    judgements, (reject,) = read(write(text))
+    assert [(j.source.row, j.source.line) for j in judgements] == [
+        (1, 2), (3, 5), (4, 6), (5, 7), (6, 8), (7, 9),
+    ]  # fmt: skip
+    assert (reject.row, reject.line, reject.reason) == (2, 4, "csv_syntax")
+    assert reject.raw == 'p,"x,y,A\n'
+    assert reject.detail == (
+        "row 2 (lines 4 to 4) is not CSV: a quoted field is never closed. "
+        "Close every quoted field, and write a quote inside one twice."
     )
 
 
-def test_a_field_that_is_too_long_names_the_line_where_its_row_begins(here, monkeypatch):
+def test_a_stray_quote_that_the_next_quoted_field_closes_costs_its_row_only(here):
+    text = HEADER + 'p,"x,y,A\nq,"x, too",y,B\nr,x,y,A\n'
+    judgements, (reject,) = read(write(text))
+    assert [cells(j) for j in judgements] == [["q", "x, too", "y"], ["r", "x", "y"]]
+    assert (reject.line, reject.reason, reject.raw) == (2, "csv_syntax", 'p,"x,y,A\n')
+
+
+def test_lines_inside_a_broken_text_are_no_rows(here):
+    """The second and third lines have three commas each, and only the second looks like a row."""
+    text = HEADER + 'p,"he said \\"hi\\"\nyes, and, then, A\nbye\n",y,A\nq,x,y,B\nr,x,y,B\n'
+    judgements, (reject,) = read(write(text))
+    assert [cells(j)[0] for j in judgements] == ["q", "r"]
+    assert (reject.row, reject.line, reject.reason) == (1, 2, "csv_syntax")
+    assert reject.detail.startswith("row 1 (lines 2 to 5) is not CSV: ',' expected after '\"'.")
+    assert [j.source.line for j in judgements] == [6, 7]
+
+
+def test_two_broken_rows_side_by_side(here):
+    text = HEADER + 'p,"x,y,A\np,"x,y,A\nq,x,y,B\nr,x,y,A\n'
+    judgements, (reject,) = read(write(text))
+    assert [cells(j)[0] for j in judgements] == ["q", "r"]
+    assert reject.raw == 'p,"x,y,A\np,"x,y,A\n'
+
+
+def test_a_broken_last_row(here):
+    judgements, (reject,) = read(write(HEADER + "q,x,y,B\n" + 'p,"x,y,A'))
+    assert (len(judgements), reject.line, reject.raw) == (1, 3, 'p,"x,y,A')
+
+
+def test_in_a_table_of_one_column_an_open_quote_refuses_the_file(here):
+    path = write('prompt\np\n"q\nr\n')
+    with pytest.raises(DataError) as caught:
+        list(read_table(Path(path), Reading()))
+    assert str(caught.value) == (
+        "labels.csv: a quoted field is never closed in the row that begins on line 3. "
+        "Close every quoted field, and write a quote inside one twice."
+    )
+
+
+def test_a_field_that_is_too_long_costs_its_row_only(here, monkeypatch):
     monkeypatch.setattr(tables, "FIELD_LIMIT", 1000)
-    text = HEADER + "q,x,y,B\n" + 'p,"' + "x\n" * 600 + '",y,A\n'
-    assert error(write(text)) == (
-        "labels.csv: a field in the row that begins on line 3 is longer than 1,000 characters. "
-        "Look for a quote that is never closed."
+    text = HEADER + "q,x,y,B\n" + 'p,"' + "x\n" * 600 + '",y,A\n' + "q,x,y,B\n" * 2
+    judgements, (reject,) = read(write(text))
+    assert [(j.source.row, j.source.line) for j in judgements] == [(1, 2), (3, 604), (4, 605)]
+    assert (reject.line, reject.reason) == (3, "csv_syntax")
+    assert reject.detail.startswith(
+        "row 2 (lines 3 to 603) is not CSV: a field is longer than 1,000 characters. "
     )
 
 
@@ -335,7 +383,8 @@ def test_words_that_others_convert_stay_text(here, word):
 
 
 @pytest.mark.parametrize(
-    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]
+    "encoding",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"],
 )
 def test_encodings_are_told_apart(here, encoding, recwarn):
     path = write((HEADER + "où,naïve – €,y,A\n").encode(encoding))
@@ -350,6 +399,35 @@ def test_encodings_are_told_apart(here, encoding, recwarn):
         if encoding == "cp1252"
         else []
     )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_short_header_tells_utf_16_without_a_mark(here, encoding):
+    path = write(("a,b\n日本語の答え,答\n" * 40).encode(encoding))
+    rows = [row for row in read_table(Path(path), Reading()) if not isinstance(row, Rejected)]
+    assert [row.values for row in rows] == [{"a": "日本語の答え", "b": "答"}] * 40
+
+
+def test_bytes_that_are_not_utf_8_cost_their_rows_only(here):
+    row = "déjà vu,x,y,A\n".encode()
+    reading = Reading()
+    path = write(HEADER.encode() + row * 3 + row.replace("é".encode(), b"\xc3") + row)
+    _, items = read_records(path, "preferences", "table", reading)
+    rejects = [item for item in items if isinstance(item, Rejected)]
+    assert [(r.row, r.line, r.reason) for r in rejects] == [(4, 5, "bad_bytes")]
+    assert rejects[0].detail == "row 4 (line 5): prompt holds bytes that are not UTF-8."
+    assert reading.notes == [
+        "labels.csv is UTF-8 with 1 bytes that are not; the rows that hold them were set aside."
+    ]
+    header = write("é".encode() * 9 + b"\xff,x\np,q\n")
+    assert error(header) == (
+        "The header of labels.csv has bytes that are no text. Name its encoding."
+    )
+
+
+@pytest.mark.parametrize("codec", ["hex", "rot13", "klingon", "a\0b"])
+def test_what_is_no_encoding(here, codec):
+    assert error(write(HEADER), encoding=codec) == f"{codec!r} is no encoding that Python knows."
 
 
 def test_a_named_encoding_is_used_and_checked(here):
@@ -395,10 +473,76 @@ def test_a_field_above_the_standard_limit_is_read(here):
     assert cells(read(write(HEADER + f"p,{long},y,A\n"))[0][0])[1] == long
 
 
+def test_a_field_of_17_million_characters_is_read(here):
+    long = 'x, "y"\r\n' * 2_200_000
+    stream = io.StringIO()
+    csv.writer(stream).writerows([HEADER.strip().split(","), ["p", long, "y", "A"]])
+    assert len(long) > 17_000_000
+    (judgement,) = read(write(stream.getvalue()))[0]
+    assert cells(judgement) == ["p", long, "y"]
+
+
+def test_memory_stays_flat(here):
+    """30 MB of rows of 3 KB: what is held is a row, not the file."""
+    row = 'p,"' + ("word, " * 50 + "\r\n") * 10 + '",y,A\n'
+    with open("labels.csv", "w", newline="") as stream:
+        stream.write(HEADER)
+        for _ in range(10_000):
+            stream.write(row)
+    assert Path("labels.csv").stat().st_size > 30_000_000
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in read_table(Path("labels.csv"), Reading()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 10_000
+    assert peak < 6_000_000
+
+
 def test_a_header_repeated_in_the_middle_is_no_data(here):
     judgements, (reject,) = read(write(HEADER + "p,x,y,A\n" + HEADER + "q,x,y,B\n"))
     assert len(judgements) == 2
     assert (reject.row, reject.line, reject.reason) == (2, 3, "header_repeated")
+    assert reject.expected
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_files_that_were_joined_have_a_byte_order_mark_and_a_header_in_the_middle(here, quoting):
+    stream = io.StringIO()
+    rows = [HEADER.strip().split(","), ["p", "x\n1, 2", "y", "A"]]
+    csv.writer(stream, quoting=quoting).writerows(rows)
+    judgements, (reject,) = read(write(("\ufeff" + stream.getvalue()) * 2))
+    assert [cells(j) for j in judgements] == [["p", "x\n1, 2", "y"]] * 2
+    assert (reject.reason, reject.expected, reject.line) == ("header_repeated", True, 4)
+
+
+def test_a_byte_order_mark_inside_a_text_stays(here):
+    assert cells(read(write(HEADER + "\ufeffp,\ufeffx,y,A\n"))[0][0]) == ["\ufeffp", "\ufeffx", "y"]
+
+
+def test_rows_without_a_value_are_set_aside(here):
+    judgements, rejects = read(write(HEADER + "p,x,y,A\n,,,\n , ,,\n"))
+    assert len(judgements) == 1
+    assert [(r.line, r.reason, r.expected) for r in rejects] == [
+        (3, "row_empty", True), (4, "row_empty", True),
+    ]  # fmt: skip
+    assert rejects[0].detail == "row 2 (line 3) has nothing in any column."
+
+
+def test_two_columns_without_a_name_are_two(here):
+    (row,) = read_table(Path(write("prompt,,label,\np,x,A,y\n")), Reading())
+    assert row.values == {"prompt": "p", "column 2": "x", "label": "A", "column 4": "y"}
+
+
+def test_ids_that_excel_rounded_are_noted_once_a_column(here):
+    reading = Reading()
+    text = "id,prompt,n\n1.23E+15,1.5E+10 is large,12\n9.99E+12,p,1.2E+2\n"
+    list(read_table(Path(write(text)), reading))
+    assert reading.notes == [
+        'labels.csv has numbers such as 1.23E+15 in "id": Excel rounds long ids so.',
+        'labels.csv has numbers such as 1.23E+15 in "n": Excel rounds long ids so.',
+    ]
 
 
 def test_line_numbers_count_lines_inside_quotes_and_blank_ones(here):

@@ -57,6 +57,18 @@ def test_label_smoothing_by_hand():
     assert best.grad.item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_soft_label_by_hand():
+    """.75 * .2014133 + .25 * 1.7014133 = .5764133; least at the odds of 3 to 1; 1 and 0 are the
+    plain label and its opposite."""
+    loss = bradley_terry(tensor(1.5, 1.5, 1.5), tensor(0.0, 0.0, 0.0), label=tensor(0.75, 1.0, 0.0))
+    expected = tensor(0.5764133, 0.2014133, 1.7014133)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-6)
+    best = tensor(math.log(3.0)).requires_grad_()
+    bradley_terry(best, tensor(0.0), label=tensor(0.75)).sum().backward()
+    assert best.grad is not None
+    assert best.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
 def test_centering_by_hand():
     """(1 + 2)^2 = 9; opposite scores cost nothing."""
     assert centering(tensor(1.0, 0.5), tensor(2.0, -0.5)).tolist() == [9.0, 0.0]

@@ -1,0 +1,88 @@
+"""What an import does to records after their reader: the raw row, personal data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preference_data import import_data, read_judgements, read_prompts, read_text
+from preference_data.sources.files import Reading
+from preference_data.sources.finishing import Finishing
+from preference_data.sources.formats import read_records
+
+ROWS = (
+    "prompt,response_a,response_b,label,shop\n"
+    "write to me,me@example.com,no,A,7\n"
+    "p,x,y,maybe,8\n"
+    "p,x,y,B,9\n"
+)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.csv"
+    path.write_text(ROWS)
+    return path
+
+
+def test_the_raw_row_is_kept_with_columns_that_nothing_reads(labels, tmp_path):
+    import_data("preferences", str(labels), tmp_path / "out", keep_raw=True, max_quarantined=0.5)
+    first, last = read_judgements(tmp_path / "out")
+    assert first.raw is not None and json.loads(first.raw)["shop"] == "7"
+    assert last.raw is not None and json.loads(last.raw) == {
+        "prompt": "p", "response_a": "x", "response_b": "y", "label": "B", "shop": "9",
+    }  # fmt: skip
+
+
+def test_every_record_of_a_row_keeps_it_and_no_earlier_row_is_remembered(tmp_path):
+    """SafeRLHF: a helpful and a safe judgement a row."""
+    row = {
+        "prompt": "p", "response_0": "a", "response_1": "b", "is_response_0_safe": True,
+        "is_response_1_safe": False, "better_response_id": 1, "safer_response_id": 0,
+    }  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "prompt": f"p{i}"}) + "\n" for i in range(5)))
+    finishing = Finishing(keep_raw=True)
+    _, items = read_records(str(path), "preferences", "safe_rlhf", Reading(), finishing)
+    for number, records in enumerate(items):
+        assert [json.loads(r.raw)["prompt"] for r in records] == [f"p{number}"] * 2
+        assert len(finishing._raw) == 1
+
+
+def test_masked_data_and_dropped_rows(labels, tmp_path):
+    options = {"max_quarantined": 0.5}
+    import_data("preferences", str(labels), tmp_path / "m", personal_data="mask", **options)
+    assert next(read_judgements(tmp_path / "m")).responses[0].text == "[EMAIL]"
+    report = import_data(
+        "preferences", str(labels), tmp_path / "d", personal_data="drop", **options
+    )
+    assert report.by_reason == {"label_unknown": 1, "personal_data": 1}
+    assert (report.rows_in, report.rows_out) == (3, 1)
+    for path in (tmp_path / "d").iterdir():
+        assert b"example.com" not in path.read_bytes()
+    dropped = json.loads((tmp_path / "d" / "quarantine.jsonl").read_text().splitlines()[0])
+    assert (dropped["row"], dropped["line"], dropped["raw"]) == (1, 2, None)
+    assert dropped["expected"]
+
+
+def test_a_masked_row_that_is_kept_raw_is_masked_there_too(labels, tmp_path):
+    import_data(
+        "preferences", str(labels), tmp_path / "out", keep_raw=True, personal_data="mask",
+        max_quarantined=0.5,
+    )  # fmt: skip
+    assert b"example.com" not in (tmp_path / "out" / "judgements.jsonl").read_bytes()
+
+
+def test_text_and_prompts_are_treated_too(tmp_path):
+    (tmp_path / "t.txt").write_text("call me\n\nat me@example.com\n")
+    import_data("text", str(tmp_path / "t.txt"), tmp_path / "m", personal_data="mask")
+    assert list(read_text(tmp_path / "m")) == ["call me", "at [EMAIL]"]
+    report = import_data("text", str(tmp_path / "t.txt"), tmp_path / "d", personal_data="drop")
+    assert report.by_reason == {"personal_data": 1}
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "me@example.com?"}\n')
+    import_data("prompts", str(tmp_path / "p.jsonl"), tmp_path / "p", personal_data="drop")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "p")] == ["a"]
+    rejected = json.loads((tmp_path / "p" / "quarantine.jsonl").read_text())
+    assert rejected["row"] == 2 and rejected["raw"] is None

@@ -1,0 +1,86 @@
+"""Rows as trainers read them: standard and conversational, with and without a prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preference_data.quarantine import Rejected
+from preference_data.sources.files import Reading
+from preference_data.sources.formats import read_records
+
+USER = {"role": "user", "content": "Hi"}
+GOOD = {"role": "assistant", "content": "Hello"}
+BAD = {"role": "assistant", "content": "What?"}
+
+
+def read_row(folder: Path, row: dict[str, object], reading: Reading | None = None):
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    format, items = read_records(str(path), "preferences", "auto", reading or Reading())
+    assert format == "trl"
+    (item,) = items
+    return item if isinstance(item, Rejected) else item[0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "What?"},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": "Hi", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ],
+    ids=["standard", "conversational", "prompt given twice", "implicit prompt"],
+)
+def test_the_ways_to_write_the_same_pair(tmp_path, row):
+    judgement = read_row(tmp_path, row)
+    assert [message.to_json() for message in judgement.prompt.messages] == [USER]
+    assert [response.text for response in judgement.responses] == ["Hello", "What?"]
+    assert (judgement.ranks, judgement.scores) == ((1, 2), None)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": "Q: Hi A: Hello", "rejected": "Q: Hi A: What?"},
+        {"chosen": [GOOD], "rejected": [BAD]},
+    ],
+)
+def test_without_a_prompt_no_shared_beginning_is_taken_for_it(tmp_path, row):
+    item = read_row(tmp_path, row)
+    assert (item.reason, item.detail) == (
+        "no_prompt",
+        "row 1 (line 1): there is no column prompt, and chosen and rejected are no whole "
+        "conversations. Add the prompt: characters that two answers share are not taken for it.",
+    )
+
+
+def test_scores_are_kept_even_where_they_are_equal(tmp_path):
+    row = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    scored = {**row, "score_chosen": 8.5, "score_rejected": 8.5}
+    assert read_row(tmp_path, scored).scores == (8.5, 8.5)
+    assert read_row(tmp_path, {**row, "score_chosen": 8, "score_rejected": None}).scores == (
+        8,
+        None,
+    )
+    broken = read_row(tmp_path, {**row, "score_chosen": "high", "score_rejected": 1})
+    assert broken.reason == "score_invalid"
+
+
+def test_a_margin_is_left_alone_with_a_note(tmp_path):
+    reading = Reading()
+    row = {"prompt": "Hi", "chosen": "Hello", "rejected": "What?", "margin": 2.5}
+    judgement = read_row(tmp_path, row, reading)
+    assert judgement.strength is None
+    assert reading.notes == [
+        f"{tmp_path / 'rows.jsonl'} has a column margin, which is not read: what it was given on, "
+        "and so which strength it is, is not known."
+    ]
+
+
+def test_identical_answers_are_set_aside(tmp_path):
+    item = read_row(tmp_path, {"prompt": "Hi", "chosen": "Hello", "rejected": "Hello"})
+    assert item.reason == "identical_responses"
