@@ -153,9 +153,14 @@ def import_(
     max_quarantined: Annotated[
         float, typer.Option(help="Share of unusable rows above which it fails.")
     ] = 0.05,
+    key: Annotated[
+        Path | None, typer.Option(help="key.jsonl of `align select`, whose questions these answer.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Read labellers' files into a data folder, every row accounted for."""
+    if key is not None:
+        _check_key(key, kind)
     columns = load_columns(mapping) if mapping else None
     import_data(
         kind,
@@ -171,6 +176,27 @@ def import_(
         personal_data=personal_data,
     )
     show_import(json.loads((output / "import.json").read_text(encoding="utf-8")))
+    if key is not None:
+        _join(output, key)
+
+
+def _check_key(key: Path, kind: Kind) -> None:
+    """Raises before anything is imported."""
+    if kind != "preferences":
+        raise ConfigError(f"--key joins judgements; it has no effect on {kind}. Leave it out.")
+    from preference_data.labelling_files import read_key
+
+    read_key(key)
+
+
+def _join(folder: Path, key: Path) -> None:
+    from preference_data.labelling_files import apply_key
+
+    joined = apply_key(folder, key)
+    say(
+        f"{joined.matched:,} of {joined.judgements:,} judgements answer questions of {key}; "
+        f"{joined.held_out:,}, of the random share, are kept for evaluation."
+    )
 
 
 @app.command()
@@ -178,7 +204,7 @@ def convert(
     folder: Annotated[Path, typer.Argument(metavar="DATA", help="A data folder.")],
     output: Annotated[Path, typer.Argument(help="The file to write: .jsonl, .parquet or .csv.")],
     view: Annotated[View, typer.Option(help="What its rows are.")] = "preference",
-    ties: Annotated[Ties, typer.Option(help="Of pairs: left out, or both orders with 0.5.")] = "drop",
+    ties: Annotated[Ties, typer.Option(help="Pairs: left out, or both ways with 0.5.")] = "drop",
     pairs: Annotated[Pairs, typer.Option(help="Which pairs of a ranking.")] = "all",
     max_pairs_per_prompt: Annotated[
         int | None, typer.Option(min=1, help="A random choice of each prompt's pairs.")
@@ -322,6 +348,51 @@ def _read_pairs(file: Path) -> list[tuple[str, str]]:
                         f"{file}, line {number}: a row needs prompt and completion, both text."
                     )
     return pairs
+
+
+@app.command()
+def select(
+    source: Annotated[
+        str,
+        typer.Argument(help="JSONL with prompt and completions in each row, or a data folder."),
+    ],
+    model: Annotated[
+        list[Path], typer.Option(help="A reward step's folder. Repeatable: an ensemble.")
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write the labelling files into.")],
+    count: Annotated[int, typer.Option(help="How many different pairs to ask.")],
+    random_share: Annotated[
+        float, typer.Option(help="Share of them drawn at random, for evaluation.")
+    ] = 0.15,
+    repeats: Annotated[
+        float, typer.Option(help="Share that is asked twice, on top, with the sides changed.")
+    ] = 0.05,
+    max_per_prompt: Annotated[int, typer.Option(help="Most pairs of one prompt.")] = 2,
+    earlier: Annotated[
+        Path | None, typer.Option(help="Data folder of judgements: what they judged is not asked.")
+    ] = None,
+    votes: Annotated[
+        int, typer.Option(help="With --earlier: ask again what has fewer judgements than this.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Choose what to label next: the pairs of answers whose label would tell the models most."""
+    from preference_data.labelling_files import LABELS_FILE, check_unused
+    from preference_data.selection import Plan
+
+    plan = Plan(count, random_share, repeats, max_per_prompt, votes, seed)
+    check_unused(output)
+    for folder in model:
+        _check_folder(folder)
+    from align.quiet import quiet_libraries
+    from align.select import chosen_in_words, write_selection
+    from reward_models import RewardModel
+
+    quiet_libraries()
+    models = [RewardModel.load(folder).score for folder in model]
+    selection = write_selection(source, models, plan, output, earlier)
+    say(f"{chosen_in_words(selection, plan)}\nTo label: {output / LABELS_FILE}")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -206,7 +207,7 @@ class Data(Section):
     delimiter: str | None = None
     """Of tables; found out where it is not given."""
     personal_data: PersonalData = "keep"
-    """`mask` replaces e-mail addresses, phone numbers and their like; `drop` leaves the rows out."""
+    """`mask` replaces e-mail addresses, phone numbers and such; `drop` leaves the rows out."""
     aggregate: Literal["majority", "dawid_skene", "bradley_terry"] | None = None
     """One soft label for each item in place of its annotators' several judgements."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -318,13 +319,18 @@ def build_config(tree: Mapping[str, Any], *, folders: Iterable[Path] = ()) -> Co
 
 
 def load_columns(path: str | Path) -> Columns:
-    """The mapping of a table's columns in a YAML file of its own. Raises ConfigError."""
+    """The mapping of a table's columns in a YAML file of its own; the file of its items may lie
+    beside it. Raises ConfigError."""
     path = Path(path)
     tree = _read_mapping(path, "a mapping of columns starts with `prompt: …`")
     try:
-        return _validated(TypeAdapter(Columns), Columns, tree)
+        columns = _validated(TypeAdapter(Columns), Columns, tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    wide = columns.wide
+    if wide is None or not isinstance(wide.items, str) or Path(wide.items).exists():
+        return columns
+    return replace(columns, wide=replace(wide, items=str(path.parent / wide.items)))
 
 
 def json_schema() -> dict[str, Any]:

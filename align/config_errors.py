@@ -13,7 +13,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, cast, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeAlias,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import BaseModel, ValidationError
 
@@ -98,7 +108,7 @@ def _unknown_key(path: Path, root: Any, tree: Any) -> str:
 
 def _wrong_value(findings: Sequence[_Finding], root: Any, tree: Any) -> str:
     """What is wrong with one value; several findings are the branches of a union."""
-    first = findings[0]
+    first = next((found for found in findings if found.kind == "value_error"), findings[0])
     where = dotted(first.path)
     if first.kind == "missing":
         return f"{where} is required and missing."
@@ -242,7 +252,7 @@ def _fields(branch: Any) -> dict[str, Any]:
             for name, info in branch.model_fields.items()
         }
     if isinstance(branch, type) and dataclasses.is_dataclass(branch):
-        return {field.name: Any for field in dataclasses.fields(branch)}
+        return get_type_hints(branch)
     return {}
 
 

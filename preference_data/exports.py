@@ -22,9 +22,7 @@ Ties = Literal["drop", "both"]
 Pairs = Literal["all", "adjacent", "best_worst"]
 RowOf = dict[str, Any]
 
-View = Literal[
-    "preference", "listwise", "unpaired", "prompts", "demonstrations", "openai", "table"
-]
+View = Literal["preference", "listwise", "unpaired", "prompts", "demonstrations", "openai", "table"]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the start of a formula (OWASP, CSV injection)."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Literal, cast, get_args
 
 from preference_data.records import AnnotatorKind, Split
@@ -227,16 +226,6 @@ class Columns:
         _check_values("splits", self.splits, get_args(Split))
         for sentence in (*_contradictions(self), *_without_effect(self)):
             raise ValueError(sentence)
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> Columns:
-        """The mapping in a YAML file; `wide.items` may lie beside it.
-
-        Raises DataError naming the file and the key.
-        """
-        from preference_data.sources.mapping_files import read_columns
-
-        return read_columns(Path(path))
 
     def named(self) -> dict[str, str]:
         """Each column that is named, with the option that names it."""

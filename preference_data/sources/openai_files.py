@@ -45,7 +45,8 @@ def recognises_preferences(values: Mapping[str, object]) -> bool:
 def summary_judgement(row: Row) -> Judgement:
     """From `{"info", "summaries", "choice"}`; `choice` is the index of the better summary.
 
-    The confidence, from 1 to 9, is the strength.
+    The confidence, from 1 to 9, is not read: whether it says how sure the choice is, or where it
+    stands between the two, is documented nowhere.
     """
     values = row.values
     summaries = values.get("summaries")
@@ -54,7 +55,6 @@ def summary_judgement(row: Row) -> Judgement:
     first, second = (_object(summary, "summaries") for summary in cast(list[object], summaries))
     responses = (_summary(first), _summary(second))
     ranks, outcome = ranks_of(verdict_of(values, "choice", {0: "first", 1: "second"}), responses)
-    strength = _confidence(values)
     prompt, post = _post(values)
     return Judgement(
         prompt=prompt,
@@ -62,8 +62,6 @@ def summary_judgement(row: Row) -> Judgement:
         ranks=ranks,
         annotator=short_text_of(values, "worker"),
         outcome=outcome,
-        strength=strength,
-        scale=None if strength is None else "1..9",
         group=post,
         split=_SPLITS.get(short_text_of(values, "split")),
         source=row.source("openai_summaries"),
@@ -142,16 +140,6 @@ def _post(values: Mapping[str, object]) -> tuple[Prompt, str | None]:
 
 def _summary(summary: Mapping[str, object]) -> Response:
     return response_by(summary, "text", short_text_of(summary, "policy"))
-
-
-def _confidence(values: Mapping[str, object]) -> float | None:
-    extra = values.get("extra")
-    confidence = number_of(_object(extra, "extra"), "confidence") if extra is not None else None
-    if confidence is None:
-        return None
-    if not 1 <= confidence <= 9:
-        raise RowFault("strength_invalid", f"extra.confidence is {confidence:g}, not from 1 to 9.")
-    return (confidence - 1) / 8
 
 
 def _object(value: object, name: str) -> Mapping[str, object]:

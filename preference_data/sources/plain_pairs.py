@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 from json.encoder import encode_basestring as _quoted
 from json.encoder import encode_basestring_ascii as _ascii
-from typing import cast
+from typing import Any
 
 import orjson
 
@@ -34,8 +34,9 @@ class PlainPairs:
         that has more to read, DataError for one that lacks what is needed."""
         full = completed(columns or Columns(), header, file)
         plain = Columns(**{name: getattr(full, name) for name in _READ})
-        needed = [full.prompt, *cast(tuple[str, ...], full.responses), full.label]
-        optional = [full.annotator, full.comment]
+        responses = full.responses if isinstance(full.responses, tuple) else ()
+        needed: list[Any] = [full.prompt, *responses, full.label]
+        optional: list[Any] = [full.annotator, full.comment]
         if full != plain or len(needed) != 4 or not set(needed) | set(optional) <= {*header, None}:
             raise ValueError(f"{list(header)} is not the header of a plain table of pairs")
         self._prompt, self._first, self._second, self._label = map(header.index, needed)

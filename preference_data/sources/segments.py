@@ -14,7 +14,7 @@ import io
 import multiprocessing
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from preference_data.sources.tally import Tally
 
 SMALLEST_FILE = 64 << 20
 """Bytes below which the start of other processes costs more than it saves."""
-SEGMENT = 16 << 20
+SEGMENT = 8 << 20
 """Bytes of a segment, about."""
 _UNKNOWN, _BROKEN = -1, -2
 
@@ -85,25 +85,23 @@ def convert_table(
     The same records, rejects and counts in the same order as in one piece. Raises NotSplittable,
     with something written, if the file must be read in one piece, and DataError as the readers do.
     """
-    table, body = _open(path, reading, folder)
+    table, start = _open(path, reading, folder)
     tally = Tally()
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    progress = context.Array("q", [_UNKNOWN] * (2 * len(body) + 2))
+    most = path.stat().st_size // SEGMENT + 2
+    progress = context.Array("q", [_UNKNOWN] * (2 * most + 2))
     progress[0], progress[1] = 0, table.header_lines
     changed = context.Condition()
-    pool = ProcessPoolExecutor(
-        len(os.sched_getaffinity(0)),
-        context,
-        initializer=_start,
-        initargs=(table, progress, changed),
-    )
-    waiting: list[Future[_Converted]] = []
+    cores = len(os.sched_getaffinity(0))
+    pool = ProcessPoolExecutor(cores, context, _start, (table, progress, changed))
+    waiting: deque[Future[_Converted]] = deque()
     try:
-        waiting = [pool.submit(_convert, segment) for segment in body]
-        for number in range(len(waiting)):
-            found = waiting[number].result()
-            _collect(found, tally, sink, quarantine, reading)
-            waiting[number] = Future()  # lets go of the counts
+        for segment in _segments(path, start):
+            waiting.append(pool.submit(_convert, segment))
+            while len(waiting) > 2 * cores:
+                _collect(waiting.popleft().result(), tally, sink, quarantine, reading)
+        while waiting:
+            _collect(waiting.popleft().result(), tally, sink, quarantine, reading)
     finally:
         pool.shutdown(cancel_futures=True)
         for left in folder.glob(".segment-*"):
@@ -123,12 +121,12 @@ def splittable(path: Path, reading: Reading) -> bool:
     )
 
 
-def _open(path: Path, reading: Reading, folder: Path) -> tuple[_Table, list[_Segment]]:
+def _open(path: Path, reading: Reading, folder: Path) -> tuple[_Table, int]:
+    """The table, and where its first row begins."""
     delimiter = reading.delimiter or find_delimiter(path, reading)
     with open(path, "rb") as stream:
         header, lines = _header(stream, delimiter)
-        body = list(_segments(stream))
-    return _Table(path, reading, delimiter, header, lines, folder), body
+        return _Table(path, reading, delimiter, header, lines, folder), stream.tell()
 
 
 def _header(stream: Any, delimiter: str) -> tuple[list[str], int]:
@@ -151,19 +149,21 @@ def _header(stream: Any, delimiter: str) -> tuple[list[str], int]:
     return names, taken
 
 
-def _segments(stream: Any) -> Iterator[_Segment]:
-    """Cuts what is left of the stream behind line ends with an even number of quotes before."""
-    start = position = stream.tell()
+def _segments(path: Path, start: int) -> Iterator[_Segment]:
+    """Cuts the file from `start` on behind line ends with an even number of quotes before."""
     number = quotes = 0
-    while chunk := stream.read(SEGMENT):
-        cut = _last_row_end(chunk, quotes)
-        if cut:
-            yield _Segment(number, start, position + cut)
-            start, number = position + cut, number + 1
-        quotes += chunk.count(b'"')
-        position += len(chunk)
-        if position - start > 4 * SEGMENT:
-            raise NotSplittable  # an open quote, most likely
+    position = start
+    with open(path, "rb") as stream:
+        stream.seek(start)
+        while chunk := stream.read(SEGMENT):
+            cut = _last_row_end(chunk, quotes)
+            if cut:
+                yield _Segment(number, start, position + cut)
+                start, number = position + cut, number + 1
+            quotes += chunk.count(b'"')
+            position += len(chunk)
+            if position - start > 8 * SEGMENT:
+                raise NotSplittable  # an open quote, most likely
     if position > start:
         yield _Segment(number, start, position)
 
@@ -212,10 +212,13 @@ def _convert(segment: _Segment) -> _Converted:
     with open(found.rejects, "wb") as rejects:
         quarantine = Quarantine(rejects)
         lines = list(_lines(rows[0], rows[1], row, line, quarantine, found.tally))
-    found.lines.write_bytes(b"".join(lines))
-    if lines:
+    del rows
+    longest, data = max(map(len, lines), default=0), b"".join(lines)
+    del lines
+    found.lines.write_bytes(data)
+    if data:
         found.shard = stem.with_suffix(".parquet")
-        write_shard(lines, found.shard)
+        write_shard(data, longest, found.shard)
     found.by_reason, found.faults = quarantine.by_reason, quarantine.faults
     found.first, found.notes = quarantine.first, list(_table.reading.notes)
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,16 @@ def schema() -> Any:
     )  # fmt: skip
 
 
-def write_shard(lines: Sequence[bytes], path: Path) -> None:
-    """Writes judgements' JSON lines, each with its line end, as one Parquet file."""
+def write_shard(lines: bytes, longest: int, path: Path) -> None:
+    """Writes judgements' JSON lines, of at most `longest` bytes each, as one Parquet file."""
     import pyarrow.json
     import pyarrow.parquet
 
     table = pyarrow.json.read_json(
-        io.BytesIO(b"".join(lines)),
+        io.BytesIO(lines),
         # A block must hold at least the longest line.
         read_options=pyarrow.json.ReadOptions(
-            use_threads=False, block_size=max(4 << 20, max(map(len, lines)) + 1)
+            use_threads=False, block_size=max(4 << 20, longest + 1)
         ),
         parse_options=pyarrow.json.ParseOptions(
             explicit_schema=schema(), unexpected_field_behavior="error"
@@ -109,7 +109,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._lines:
-            write_shard(self._lines, self._next())
+            write_shard(b"".join(self._lines), max(map(len, self._lines)), self._next())
             self._lines = []
 
     def _next(self) -> Path:

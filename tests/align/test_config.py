@@ -18,6 +18,7 @@ from align.config import (
     load_config,
 )
 from align.config_yaml import parse_yaml
+from preference_data.sources.mapping import Columns, Constant, Graded, Matching
 
 SMALL = """
 name: small
@@ -264,6 +265,42 @@ def test_a_mapping_of_columns_has_a_file_of_its_own(tmp_path: Path):
     columns = load_columns(path)
     assert (columns.prompt, columns.responses) == ("question", ("a", "b"))
     assert columns.labels == {"1": "first", "2": "second"}
+    text = """
+prompt: info.question
+responses: {pattern: "ans_(.+)"}
+ranks: {pattern: 'rank_(.+)'}
+criterion: {constant: helpful}
+strength: {column: sure, lowest: 1, highest: 5}
+"""
+    assert load_columns(write(tmp_path, text)) == Columns(
+        prompt="info.question", responses=Matching("ans_(.+)"), ranks=Matching("rank_(.+)"),
+        criterion=Constant("helpful"), strength=Graded("sure", 1.0, 5.0),
+    )  # fmt: skip
+
+
+def test_the_items_of_a_form_may_lie_beside_its_mapping(tmp_path: Path):
+    (tmp_path / "items.csv").write_text("item,prompt\n")
+    text = "wide: {columns: 'Q (?P<item>.*)', items: items.csv}\nlabels: {A: first}\n"
+    path = write(tmp_path, text)
+    wide = load_columns(path).wide
+    assert wide is not None and wide.items == str(tmp_path / "items.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("responses: {pattren: x}", "pattren is not a known key; did you mean 'pattern'?"),
+        ("wide: {colums: x}", "wide.colums is not a known key; did you mean 'columns'?"),
+        ("scale: {first: -3}", "scale.second is required and missing."),
+        ("labels: {a: frist}", "unsure; did you mean 'first'?"),
+        ("responses: {pattern: x}", "pattern 'x' needs one group in parentheses, as in"),
+        ("ranks: [a]\nlabel: b", "Map the answers' ranks or their label, not both."),
+    ],
+)
+def test_a_mistake_in_a_mapping_is_named(tmp_path: Path, text: str, sentence: str):
+    with pytest.raises(ConfigError) as caught:
+        load_columns(write(tmp_path, text))
+    assert sentence in str(caught.value)
 
 
 # --- schema --------------------------------------------------------------------------------------

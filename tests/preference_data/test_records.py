@@ -168,8 +168,8 @@ def test_the_judgement_id_tells_rows_and_annotators_apart_but_not_folders():
 def test_the_json_keys_are_the_published_ones():
     assert list(judged(1, 2).to_json()) == [
         "schema_version", "prompt_id", "prompt", "judgement_id", "item_id", "responses", "ranks",
-        "outcome", "strength", "weight", "kind", "criterion", "annotator_id", "annotator_kind", "comment",
-        "source_format", "source_file", "source_row", "source_line",
+        "outcome", "strength", "weight", "kind", "criterion", "annotator_id", "annotator_kind",
+        "comment", "source_format", "source_file", "source_row", "source_line",
     ]  # fmt: skip
     assert judged(1, 2).to_json()["responses"][0] == {
         "response_id": FOUR[0].id,

@@ -63,23 +63,8 @@ def test_a_comparison_of_two_summaries(tmp_path):
     assert [response.text for response in judgement.responses] == [" Short.", " Tale."]
     assert [response.model for response in judgement.responses] == ["sup1", "ref"]
     assert (judgement.ranks, judgement.annotator, judgement.group) == ((2, 1), "w1", "t3_1")
-    assert (judgement.strength, judgement.scale) == (0.75, "1..9")  # (7 - 1) / 8
+    assert judgement.strength is None  # what the confidence is of is not known
     assert judgement.split == "validation"
-
-
-@pytest.mark.parametrize(
-    ("extra", "strength"),
-    [
-        ({"confidence": 1}, 0.0),
-        ({"confidence": 9}, 1.0),
-        ({"confidence": None}, None),
-        (None, None),
-    ],
-)
-def test_confidence_is_the_strength_where_there_is_any(tmp_path, extra, strength):
-    (judgement,) = read_row(tmp_path, {**COMPARISON, "extra": extra}, "openai_summaries")
-    assert judgement.strength == strength
-    assert judgement.scale == (None if strength is None else "1..9")
 
 
 def test_the_prompt_of_an_article(tmp_path):
@@ -98,11 +83,6 @@ def test_the_prompt_of_an_article(tmp_path):
             {"summaries": COMPARISON["summaries"][:1]},
             "wrong_type",
             "summaries is not a list of two summaries.",
-        ),
-        (
-            {"extra": {"confidence": 0}},
-            "strength_invalid",
-            "extra.confidence is 0, not from 1 to 9.",
         ),
     ],
 )
