@@ -378,15 +378,15 @@ def select(
     debug: Debug = False,
 ) -> None:
     """Choose what to label next: the pairs of answers whose label would tell the models most."""
-    from preference_data.labelling_files import LABELS_FILE, check_unused
+    from align.select import check_places, chosen_in_words, write_selection
+    from preference_data.labelling_files import LABELS_FILE
     from preference_data.selection import Plan
 
     plan = Plan(count, random_share, repeats, max_per_prompt, votes, seed)
-    check_unused(output)
+    check_places(source, output, earlier)
     for folder in model:
         _check_folder(folder)
     from align.quiet import quiet_libraries
-    from align.select import chosen_in_words, write_selection
     from reward_models import RewardModel
 
     quiet_libraries()

@@ -260,6 +260,9 @@ class Config(Section):
     world: World = World()
     data: dict[str, Data] = Field(default_factory=dict[str, Data])
     """The sources of rows, by name."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8
+    """Prompts of any source that are this alike (Jaccard of runs of five words) are on one side of
+    the split; null = only equal ones."""
     steps: dict[str, AnyStep]
     """What is done, in this order; a step names the steps that it starts from."""
 
@@ -379,7 +382,7 @@ def _validated(
 
 # --- what pydantic cannot see ---------------------------------------------------------------------
 
-RESERVED_NAMES = ("base", "data", "gold", "world")
+RESERVED_NAMES = ("base", "data", "gold", "splits", "world")
 """Names that mean something else where a step is named, or folders of the run."""
 
 

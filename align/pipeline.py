@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ STAGES = {
     "evaluate": "align.stages.evaluate",
     "export": "align.stages.export",
 }
+CLUSTERS_FILE = "clusters.json"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
 log = logging.getLogger("align")
 
@@ -134,6 +136,9 @@ class Pipeline:
             add(f"data.{source}", "data", folder, own, ("world",) if builtin else ())
         base = config.base
         sources = [f"data.{source}" for source in config.data]
+        if config.near_duplicates is not None and sources:
+            add("splits", "splits", self.folder / "splits", config.near_duplicates, sources)
+        clusters = _content_hash(str(self.folder / "splits" / CLUSTERS_FILE))
         if base.model == "builtin:tiny":
             add("base", "base", self.folder / "base", [base.model_dump(), config.seed], sources)
         else:
@@ -147,7 +152,9 @@ class Pipeline:
                 inputs += [o for o in made if o in config.steps and made[o].kind == "evaluate"]
             fractions = {s: config.data[s].test_fraction for _, s, _ in step.data_used()}
             lora = config.lora.model_dump() if config.lora else None
-            own = [step.model_dump(by_alias=True), lora, config.seed, fractions]
+            # What the clusters are, not what they were made of: a source that adds none to those
+            # of the others leaves their steps as they are.
+            own = [step.model_dump(by_alias=True), lora, config.seed, fractions, clusters]
             add(name, step.kind, self.folder / name, own, list(dict.fromkeys(inputs)))
         return list(made.values())
 
@@ -210,9 +217,11 @@ class Pipeline:
                 engine.from_main(lambda: self._require_inputs(only))
             engine.from_main(lambda: self._claim(command))
             summary: dict[str, Any] = {}
-            for task in self.tasks():
-                if task.name in self.config.steps and task.name not in chosen:
+            for name in [task.name for task in self.tasks()]:
+                if name in self.config.steps and name not in chosen:
                     continue
+                # Anew each time: the fingerprints of steps hold what the splits turned out to be.
+                task = next(task for task in self.tasks() if task.name == name)
                 stale = task.name in again or not again.isdisjoint(task.inputs)
                 artifact, cached = self._run_task(engine, task, stale)
                 if not cached:
@@ -315,6 +324,8 @@ class Pipeline:
             )  # fmt: skip
         elif task.kind == "data":
             rows = self._import(task)
+        elif task.kind == "splits":
+            metrics = self._find_clusters(task)
         else:
             from align.base import build_tiny
             from preference_data import views
@@ -350,6 +361,22 @@ class Pipeline:
             views.write_aggregated(task.folder, data.aggregate)
         return Rows(report.rows_in, report.rows_out, report.rows_quarantined)
 
+    def _find_clusters(self, task: Task) -> dict[str, float]:
+        from preference_data import views
+        from preference_data.near_duplicates import near_duplicates
+        from preference_data.splits import opening
+
+        assert self.config.near_duplicates is not None
+        openings = {
+            found.id: found.text
+            for source in self.config.data
+            if self.config.run_as(source) != "text"
+            for found in map(opening, views.prompts(self._data_folder(source)))
+        }
+        clusters = near_duplicates(openings, self.config.near_duplicates)
+        write_json(task.folder / CLUSTERS_FILE, dict(clusters.representatives))
+        return {"prompts": float(len(openings)), "clusters": float(len(clusters.groups))}
+
     def _data_folder(self, source: str) -> Path:
         return self.folder / "data" / source
 
@@ -358,6 +385,7 @@ class Pipeline:
 
         from align.stage import StageContext
         from align.tracking import make_tracker
+        from preference_data.near_duplicates import Clusters
         from preference_data.quarantine import DataError
 
         step = self.config.steps[task.name]
@@ -376,6 +404,7 @@ class Pipeline:
             base_path=str(base), inputs=inputs,
             data={s: self._data_folder(s) for _, s, _ in step.data_used()},
             engine=engine, tracker=tracker, seed=seed,
+            clusters=Clusters(_read_json(self.folder / "splits" / CLUSTERS_FILE) or {}),
         )  # fmt: skip
         try:
             result = import_module(STAGES[step.kind]).run(context)
@@ -445,8 +474,19 @@ def _files_of(path: str) -> dict[str, Path]:
 
 def _content_hash(path: str) -> str:
     """Of the files at `path`, by their names without folders: the same wherever they lie."""
-    files = _files_of(path)
-    return hash_files({f"{i} {file.name}": file for i, file in enumerate(files.values())})
+    files = tuple(_files_of(path).values())
+    return _hash_as_they_are(files, tuple(_state_of(file) for file in files))
+
+
+@lru_cache(maxsize=256)
+def _hash_as_they_are(files: tuple[Path, ...], states: tuple[tuple[int, int], ...]) -> str:
+    del states  # files that were not touched are not read again
+    return hash_files({f"{i} {file.name}": file for i, file in enumerate(files)})
+
+
+def _state_of(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _folder_hash(model: str) -> str:

@@ -21,7 +21,7 @@ from preference_data.batches import Group, PackedBatch, pack
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement
 from preference_data.rendering import Renderer, RenderingError
-from preference_data.splits import check_leaks, split
+from preference_data.splits import check_leaks
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,8 @@ def load_rankings(
     left out and counted. Raises DataError if nothing is left to train on.
     """
     judgements = views.judgements(context.data[source])
-    fraction = context.config.data[source].test_fraction
-    given = views.given(context.data[source])
-    sides = split(judgements, fraction, context.split_salt(), given=given)
-    check_leaks(*sides)
+    sides = context.split(source, judgements)
+    check_leaks(*sides, context.clusters)
     left_out = 0
     kept: list[list[Ranked]] = [[], []]
     for side, rows in zip(sides, kept, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from align.config import Config
 from align.engine import Engine
 from align.roles import Roles
 from align.tracking import Tracker
+from preference_data import views
+from preference_data.near_duplicates import Clusters
 from preference_data.rendering import Renderer
+from preference_data.splits import R, split
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class StageContext:
     engine: Engine
     tracker: Tracker
     seed: int
+    clusters: Clusters
+    """Openings of prompts that say almost the same, of all data sources."""
 
     def base_of(self, step: str) -> str:
         """The base model that the policy of `step` (a step's name or `base`) stands on."""
@@ -62,9 +67,11 @@ class StageContext:
         revision = self.config.base.revision if path == self.config.base.model else None
         return load_renderer(path, revision)
 
-    def split_salt(self) -> str:
-        """Keeps a prompt on the same side of the split in every step of a run."""
-        return f"{self.config.seed}"
+    def split(self, source: str, records: Iterable[R]) -> tuple[list[R], list[R]]:
+        """(train, test) of a data source's records; a prompt is on one side in the whole run."""
+        fraction = self.config.data[source].test_fraction
+        given = views.given(self.data[source], self.clusters)
+        return split(records, fraction, f"{self.config.seed}", self.clusters, given)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ ranked best) and as text; what a step asks for need not be what was imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from preference_data.aggregate import Method, aggregate
+from preference_data.near_duplicates import Clusters
 from preference_data.quarantine import DataError
 from preference_data.records import Demonstration, Judgement, Prompt
 from preference_data.sources.store import (
@@ -23,7 +25,7 @@ from preference_data.sources.store import (
     read_text,
     whole_or_absent,
 )
-from preference_data.splits import Side, given_sides, split
+from preference_data.splits import Side, given_sides
 
 
 def judgements(folder: Path) -> list[Judgement]:
@@ -54,9 +56,11 @@ def write_aggregated(folder: Path, method: Method) -> None:
             stream.write(orjson.dumps(judgement.to_json()) + b"\n")
 
 
-def given(folder: Path) -> dict[str, Side]:
+def given(folder: Path, clusters: Clusters | None = None) -> dict[str, Side]:
     """The sides on which the data's owner put its prompts, for the split of whatever is read."""
-    return given_sides(read_judgements(folder)) if _holds(folder, "preferences") else {}
+    if not _holds(folder, "preferences"):
+        return {}
+    return given_sides(read_judgements(folder), clusters)
 
 
 def demonstrations(folder: Path) -> list[Demonstration]:
@@ -87,29 +91,28 @@ def _prompts(folder: Path) -> Iterator[Prompt]:
         yield from (row.prompt for row in read_judgements(folder))
 
 
-def text(folder: Path, test_fraction: float = 0.0, salt: str = "") -> list[str]:
+def text(folder: Path, training: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> list[str]:
     """Documents: plain text, or the whole conversations of anything else.
 
-    Conversations whose prompt is on the test side of the split are left out, so that no step reads
-    what another holds out.
+    `training` picks the records of the training side, so that no step reads what another holds out.
     """
     if _holds(folder, "text"):
         return list(read_text(folder))
     if _holds(folder, "preferences"):
         return [
             "\n\n".join(message.content for message in (*row.prompt.messages, *response.messages))
-            for row in split(read_judgements(folder), test_fraction, salt, given=given(folder))[0]
+            for row in training(read_judgements(folder))
             for response in row.responses
         ]
     if _holds(folder, "demonstrations"):
         return [
             "\n\n".join(m.content for m in (*row.prompt.messages, *row.response.messages))
-            for row in split(read_demonstrations(folder), test_fraction, salt)[0]
+            for row in training(read_demonstrations(folder))
         ]
     _require(folder, "prompts")
     return [
         "\n\n".join(message.content for message in prompt.messages)
-        for prompt in split(read_prompts(folder), test_fraction, salt)[0]
+        for prompt in training(read_prompts(folder))
     ]
 
 

@@ -19,7 +19,6 @@ from preference_data import views
 from preference_data.batches import Group
 from preference_data.records import Prompt
 from preference_data.rendering import RenderingError
-from preference_data.splits import split
 from reward_models.calibration import bootstrap_interval, correlation
 from reward_models.scalar_head import Scoring
 
@@ -100,9 +99,8 @@ def _prompts(context: StageContext, roles: Roles):
     step = context.step
     every = views.prompts(context.data[step.data])
     fraction = context.config.data[step.data].test_fraction
-    given = views.given(context.data[step.data])
-    _, held_out = split(every, fraction, context.split_salt(), given=given)
-    if fraction == 0 and not given:  # the whole source is for evaluation
+    _, held_out = context.split(step.data, every)
+    if fraction == 0 and not held_out:  # the whole source is for evaluation
         held_out = every
     if not held_out:
         raise RuntimeError(

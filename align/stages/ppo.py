@@ -30,7 +30,6 @@ from align.tensors import masked_mean, standardize
 from preference_data import views
 from preference_data.batches import Group, pack, split_evenly
 from preference_data.rendering import Rendered, RenderingError
-from preference_data.splits import split
 from reward_models.scalar_head import ScalarHead, Scoring, value_head_from
 
 SAMPLES_KEPT = 8
@@ -102,12 +101,7 @@ def _prompts(context: StageContext, roles: Roles) -> tuple[dict[tuple[int, ...],
     """The training side's prompts by their ids, and their account."""
     source = context.step.data
     every = views.prompts(context.data[source])
-    training, _ = split(
-        every,
-        context.config.data[source].test_fraction,
-        context.split_salt(),
-        given=views.given(context.data[source]),
-    )
+    training, _ = context.split(source, every)
     texts: dict[tuple[int, ...], str] = {}
     for prompt in training:
         try:

@@ -34,8 +34,7 @@ def run(context: StageContext) -> StageResult:
 def _rows(context: StageContext, renderer) -> tuple[list[dict[str, list[int]]], int, int]:
     """Documents end to end, each closed by EOS, cut into rows; texts read, and those left out."""
     source = context.step.data
-    fraction = context.config.data[source].test_fraction
-    texts = views.text(context.data[source], fraction, context.split_salt())
+    texts = views.text(context.data[source], lambda rows: context.split(source, rows)[0])
     stream: list[int] = []
     dropped = 0
     for text in texts:

@@ -8,7 +8,6 @@ from align.stage import StageContext, StageResult
 from align.supervised import fit_language_model
 from preference_data import views
 from preference_data.rendering import RenderingError
-from preference_data.splits import split
 
 
 def run(context: StageContext) -> StageResult:
@@ -37,11 +36,7 @@ def run(context: StageContext) -> StageResult:
 def _rows(context: StageContext, renderer):
     """Rendered demonstrations that fit into max_length, and how many were read."""
     source = context.step.data
-    fraction = context.config.data[source].test_fraction
-    folder = context.data[source]
-    records, _ = split(
-        views.demonstrations(folder), fraction, context.split_salt(), given=views.given(folder)
-    )
+    records, _ = context.split(source, views.demonstrations(context.data[source]))
     rows = []
     for record in records:
         try:

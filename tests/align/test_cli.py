@@ -587,7 +587,19 @@ def test_version(capsys: Any):
 def test_help_names_every_command(capsys: Any):
     assert main([]) == 0
     shown = lines(capsys.readouterr().out)
-    names = ["run", "plan", "import", "convert", "inspect", "score", "chat", "export", "report", "schema"]
+    names = [
+        "run",
+        "plan",
+        "import",
+        "convert",
+        "inspect",
+        "score",
+        "select",
+        "chat",
+        "export",
+        "report",
+        "schema",
+    ]
     commands = shown[shown.index("Commands:") + 1 :]
     assert [line.split()[0] for line in commands if line] == names
 

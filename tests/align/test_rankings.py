@@ -30,6 +30,7 @@ from preference_data.batches import Group, PackedBatch, pack
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response
 from preference_data.rendering import Renderer
+from preference_data.splits import split
 from reward_models.losses import bradley_terry
 from reward_models.scalar_head import ScalarHead
 
@@ -225,8 +226,8 @@ def test_training_fits_the_pairs(make_roles: Callable[..., Roles]):
 def context_of(folder: Path, test_fraction: float = 0.0) -> Any:
     return SimpleNamespace(
         data={"labels": folder},
-        config=SimpleNamespace(data={"labels": SimpleNamespace(test_fraction=test_fraction)}),
-        split_salt=lambda: "17",
+        split=lambda source, rows: split(rows, test_fraction, "17"),
+        clusters=None,
     )
 
 

@@ -1,0 +1,234 @@
+"""Prompts with sampled answers and reward models in, a labelling task out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from preference_data.labelling_files import (
+    check_unused,
+    too_long_for_excel,
+    write_labelling_files,
+)
+from preference_data.quarantine import DataError, Quarantine, Rejected, RowFault, SetAside
+from preference_data.records import Prompt, Response
+from preference_data.selection import Candidates, Plan, Question, select
+from preference_data.sources.carriers import read_rows
+from preference_data.sources.cells import as_response, prompt_of, response_of
+from preference_data.sources.files import Reading, find_files
+from preference_data.sources.rows import Row, convert_rows, rejected
+from preference_data.sources.shards import shards_of
+from preference_data.sources.store import (
+    QUARANTINE_FILE,
+    RECORD_FILES,
+    read_judgements,
+    whole_or_absent,
+)
+
+Score = Callable[[list[str], list[str]], list[float]]
+"""Prompts and the completion beside each, to scores: `RewardModel.score`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A row's prompt and the answers in it, and the row, for what is refused later."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    row: Row
+    faults: tuple[RowFault, ...] = ()
+    """Of answers that are left out already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What was written, and what could not be asked."""
+
+    questions: list[Question]
+    prompts: int
+    """With two different answers or more."""
+    answers: int
+    models: int
+    left_out: Mapping[str, int]
+    """Rows, answers and prompts in quarantine.jsonl, by reason."""
+    too_long_for_excel: int
+
+
+def check_places(source: str, output: Path, earlier: Path | None) -> None:
+    """Raises DataError for what would fail later, before any model is loaded."""
+    check_unused(output)
+    find_files(source)
+    if earlier is not None and not earlier.exists():
+        raise DataError(f"{earlier}: there is no such folder.")
+
+
+def write_selection(
+    source: str, models: Sequence[Score], plan: Plan, output: Path, earlier: Path | None = None
+) -> Selection:
+    """Scores the answers of `source`, selects, and writes the labelling files into `output`.
+
+    `source` is a data folder of judgements, or files with rows of `prompt` and `completions` (or
+    one `completion` a row). Rows, answers and prompts that cannot be asked about are written to
+    quarantine.jsonl beside the other files. Raises DataError if nothing can be asked, or `output`
+    holds a labels.csv, and OSError if a file cannot be written.
+    """
+    check_unused(output)
+    judged = list(read_judgements(earlier)) if earlier else []
+    output.mkdir(parents=True, exist_ok=True)
+    with whole_or_absent(output / QUARANTINE_FILE) as stream:
+        quarantine = Quarantine(stream)
+        rows = accepted(read_answers(source), quarantine)
+        candidates = scored(rows, models, quarantine)
+    if not candidates:
+        first = f" (the first: {quarantine.first.detail})" if quarantine.first else ""
+        raise DataError(
+            f"{source} has no prompt with two answers that can be compared{first}. "
+            f"See {output / QUARANTINE_FILE}."
+        )
+    questions = select(candidates, plan, judged)
+    write_labelling_files(questions, output)
+    return Selection(
+        questions,
+        len(candidates),
+        sum(len(one.responses) for one in candidates),
+        len(models),
+        quarantine.by_reason,
+        too_long_for_excel(questions),
+    )
+
+
+def read_answers(source: str) -> Iterator[Answers | Rejected]:
+    """One thing for each row. Raises DataError for a missing or empty file."""
+    folder = Path(source)
+    if folder.is_dir() and ((folder / RECORD_FILES["preferences"]).is_file() or shards_of(folder)):
+        yield from _judged_answers(folder)
+        return
+    for found in convert_rows(read_rows(find_files(source), Reading()), lambda row: (_row(row),)):
+        if isinstance(found, Rejected):
+            yield found
+        else:
+            yield from found
+
+
+def accepted(
+    rows: Iterator[Answers | Rejected], quarantine: Quarantine
+) -> list[tuple[Prompt, list[tuple[Response, Row]]]]:
+    """Every prompt once, with all its different answers; the rest goes to the quarantine."""
+    found: dict[str, tuple[Prompt, dict[str, tuple[Response, Row]]]] = {}
+    for row in rows:
+        if isinstance(row, Rejected):
+            quarantine.add(row)
+            continue
+        for fault in row.faults:
+            _refuse(quarantine, row.row, fault)
+        answers = found.setdefault(row.prompt.id, (row.prompt, {}))[1]
+        for response in row.responses:
+            if answers.setdefault(response.id, (response, row.row))[0] is not response:
+                _refuse(quarantine, row.row, SetAside("same_answer", "an answer is there already."))
+    return [(prompt, list(answers.values())) for prompt, answers in found.values()]
+
+
+def scored(
+    prompts: Sequence[tuple[Prompt, Sequence[tuple[Response, Row]]]],
+    models: Sequence[Score],
+    quarantine: Quarantine,
+) -> list[Candidates]:
+    """The prompts with two answers or more that every model can score."""
+    candidates: list[Candidates] = []
+    for prompt, answers in prompts:
+        known: list[tuple[Response, tuple[float, ...]]] = []
+        for response, row in answers:
+            try:
+                known.append((response, _scores(models, prompt, response)))
+            except RowFault as fault:
+                _refuse(quarantine, row, fault)
+        if len(known) > 1:
+            responses, scores = zip(*known, strict=True)
+            candidates.append(Candidates(prompt, responses, scores))
+        elif known:
+            fault = SetAside("one_answer", "the prompt has one answer, and no other to compare.")
+            _refuse(quarantine, answers[0][1], fault)
+    return candidates
+
+
+def chosen_in_words(selection: Selection, plan: Plan) -> str:
+    """What was selected, in lines for people."""
+    whys = Counter(question.why for question in selection.questions)
+    bits = [one.information for one in selection.questions if one.why == "informative"]
+    asked = whys["random"] + whys["informative"]
+    told = "the disagreement of the models" if selection.models > 1 else "the model's own doubt"
+    between = f" ({max(bits):.3f} to {min(bits):.3f} bits, by {told})" if bits else ""
+    lines = [
+        f"{asked:,} pairs of {selection.prompts:,} prompts with {selection.answers:,} answers: "
+        f"{whys['informative']:,} informative{between}, {whys['random']:,} at random; "
+        f"{whys['repeat']:,} are asked twice."
+    ]
+    if asked < plan.count:
+        lines.append(
+            f"There are no more than {asked:,} of the {plan.count:,} wanted under these limits; "
+            "give more prompts, or raise --max-per-prompt."
+        )
+    for reason, count in sorted(selection.left_out.items()):
+        lines.append(f"Left out as {reason}: {count:,} (quarantine.jsonl)")
+    if selection.too_long_for_excel:
+        lines.append(
+            f"{selection.too_long_for_excel:,} questions have a text that Excel would cut; have "
+            "them labelled in another program."
+        )
+    return "\n".join(lines)
+
+
+def _row(row: Row) -> Answers:
+    """From `{"prompt", "completions"}` or `{"prompt", "completion"}`, text or messages."""
+    prompt = prompt_of(row.values, "prompt")
+    if "completions" not in row.values:
+        if "completion" not in row.values:
+            raise RowFault("no_answers", "there is neither completions nor completion.")
+        return Answers(prompt, (response_of(row.values, "completion"),), row)
+    completions = row.values["completions"]
+    if not isinstance(completions, list):
+        raise RowFault("not_a_list", "completions is not a list.")
+    if not completions:
+        raise RowFault("no_answers", "completions is an empty list.")
+    responses: list[Response] = []
+    faults: list[RowFault] = []
+    for place, value in enumerate(cast("list[object]", completions)):
+        try:
+            responses.append(as_response(value, f"completions[{place}]"))
+        except RowFault as fault:  # a policy may say nothing; its other answers count
+            faults.append(fault)
+    return Answers(prompt, tuple(responses), row, tuple(faults))
+
+
+def _judged_answers(folder: Path) -> Iterator[Answers]:
+    """Each answer once: several judgements are of the same."""
+    known: set[tuple[str, str]] = set()
+    for number, judgement in enumerate(read_judgements(folder), start=1):
+        row = Row(str(folder), number, number, judgement.to_json())
+        prompt = judgement.prompt.id
+        new = tuple(one for one in judgement.responses if (prompt, one.id) not in known)
+        known.update((prompt, one.id) for one in new)
+        yield Answers(judgement.prompt, new, row)
+
+
+def _scores(models: Sequence[Score], prompt: Prompt, response: Response) -> tuple[float, ...]:
+    """One of each model. Raises RowFault for what cannot be scored."""
+    plain = Prompt.from_text(prompt.text), Response.from_text(response.text)
+    if (prompt.messages, response.messages) != (plain[0].messages, plain[1].messages):
+        raise RowFault(
+            "conversation", "reward models score one prompt and one answer, not several turns."
+        )
+    try:
+        return tuple(score([prompt.text], [response.text])[0] for score in models)
+    except ValueError as error:
+        # Too long for the model, or text that no conversation may hold.
+        raise RowFault(
+            "not_scored", f"an answer cannot be scored: {str(error).rstrip('.')}."
+        ) from None
+
+
+def _refuse(quarantine: Quarantine, row: Row, fault: RowFault) -> None:
+    quarantine.add(rejected(row, fault))
