@@ -24,7 +24,7 @@ from preference_data.sources.shards import shards_of
 from preference_data.sources.store import RECORD_FILES
 
 if TYPE_CHECKING:
-    from preference_data.quality_page import Table
+    from preference_data.quality.page import Table
 
 # Typer's public names for these are only their subclasses; it brings its own copy of click.
 USAGE_ERROR, CLICK_ERROR = cast("tuple[type[Exception], ...]", typer.BadParameter.__mro__[1:3])
@@ -184,13 +184,13 @@ def _check_key(key: Path, kind: Kind) -> None:
     """Raises before anything is imported."""
     if kind != "preferences":
         raise ConfigError(f"--key joins judgements; it has no effect on {kind}. Leave it out.")
-    from preference_data.labelling_files import read_key
+    from preference_data.labelling.files import read_key
 
     read_key(key)
 
 
 def _join(folder: Path, key: Path) -> None:
-    from preference_data.labelling_files import apply_key
+    from preference_data.labelling.files import apply_key
 
     joined = apply_key(folder, key)
     say(
@@ -265,7 +265,7 @@ def _show_quality(
     folder: Path, html: Path | None, as_json: bool, base: Path | None, max_length: int | None
 ) -> None:
     from preference_data.quality import inspect_folder
-    from preference_data.quality_page import tables, write_page
+    from preference_data.quality.page import tables, write_page
 
     report = inspect_folder(folder, _renderer(base) if base else None, max_length)
     if html is not None:
@@ -379,8 +379,8 @@ def select(
 ) -> None:
     """Choose what to label next: the pairs of answers whose label would tell the models most."""
     from align.select import check_places, chosen_in_words, write_selection
-    from preference_data.labelling_files import LABELS_FILE
-    from preference_data.selection import Plan
+    from preference_data.labelling.files import LABELS_FILE
+    from preference_data.labelling.selection import Plan
 
     plan = Plan(count, random_share, repeats, max_per_prompt, votes, seed)
     check_places(source, output, earlier)

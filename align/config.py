@@ -52,7 +52,7 @@ from align.config_steps import (
 )
 from align.config_yaml import override, parse_yaml
 from preference_data.sources import FORMATS, PersonalData
-from preference_data.sources.mapping import Columns
+from preference_data.sources.columns.mapping import Columns
 
 __all__ = [
     "BUILTIN_DATA",

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from preference_data.labelling_files import (
+from preference_data.labelling.files import (
     check_unused,
     too_long_for_excel,
     write_labelling_files,
 )
+from preference_data.labelling.selection import Candidates, Plan, Question, select
 from preference_data.quarantine import DataError, Quarantine, Rejected, RowFault, SetAside
 from preference_data.records import Prompt, Response
-from preference_data.selection import Candidates, Plan, Question, select
 from preference_data.sources.carriers import read_rows
+from preference_data.sources.carriers.files import Reading, find_files
+from preference_data.sources.carriers.rows import Row, convert_rows, rejected
 from preference_data.sources.cells import as_response, prompt_of, response_of
-from preference_data.sources.files import Reading, find_files
-from preference_data.sources.rows import Row, convert_rows, rejected
 from preference_data.sources.shards import shards_of
 from preference_data.sources.store import (
     QUARANTINE_FILE,

@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 
-from preference_data.aggregate import Method, aggregate
 from preference_data.near_duplicates import Clusters
 from preference_data.quarantine import DataError
 from preference_data.records import Demonstration, Judgement, Prompt
@@ -26,6 +25,7 @@ from preference_data.sources.store import (
     whole_or_absent,
 )
 from preference_data.splits import Side, given_sides
+from preference_data.votes.aggregate import Method, aggregate
 
 
 def judgements(folder: Path) -> list[Judgement]:

@@ -5,10 +5,10 @@ parquet_rows, text_blocks), and each row becomes its records (a module for each 
 for everyone's own) or a reject with its reason. FORMATS names the formats; import_data does it all.
 """
 
+from preference_data.sources.columns.mapping import Columns, Verdict
 from preference_data.sources.finishing import PersonalData
 from preference_data.sources.formats import FORMATS, Format, Kind, sniff
 from preference_data.sources.importing import ImportReport, import_data, read_preferences
-from preference_data.sources.mapping import Columns, Verdict
 
 __all__ = [
     "FORMATS",

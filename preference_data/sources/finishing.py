@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from preference_data import personal_data
 from preference_data.quarantine import Rejected, RowFault, SetAside
 from preference_data.records import Judgement
-from preference_data.sources.rows import Row, rejected
+from preference_data.sources.carriers.rows import Row, rejected
 from preference_data.sources.tally import Record
 
 PersonalData = Literal["keep", "mask", "drop"]

@@ -8,7 +8,12 @@ from difflib import get_close_matches
 from typing import Literal
 
 from preference_data.quarantine import DataError, Rejected
-from preference_data.sources import (
+from preference_data.sources.carriers import read_rows
+from preference_data.sources.carriers.files import Reading, find_files
+from preference_data.sources.carriers.rows import Row, convert_rows
+from preference_data.sources.columns.label_tables import read_label_table
+from preference_data.sources.finishing import Finishing
+from preference_data.sources.readers import (
     alpaca,
     arena,
     argilla,
@@ -29,11 +34,6 @@ from preference_data.sources import (
     ultrafeedback,
     webgpt,
 )
-from preference_data.sources.carriers import read_rows
-from preference_data.sources.files import Reading, find_files
-from preference_data.sources.finishing import Finishing
-from preference_data.sources.label_tables import read_label_table
-from preference_data.sources.rows import Row, convert_rows
 from preference_data.sources.tally import Record
 
 Kind = Literal["preferences", "demonstrations", "prompts", "text"]

@@ -14,10 +14,10 @@ import orjson
 
 from preference_data.quarantine import DataError, Quarantine, Rejected, reasons_in_words
 from preference_data.records import SCHEMA_VERSION, Judgement
-from preference_data.sources.files import Reading, content_hash, find_files
+from preference_data.sources.carriers.files import Reading, content_hash, find_files
+from preference_data.sources.columns.mapping import Columns
 from preference_data.sources.finishing import Finishing, PersonalData
 from preference_data.sources.formats import Kind, Record, Records, read_records
-from preference_data.sources.mapping import Columns
 from preference_data.sources.segments import NotSplittable, convert_table, splittable
 from preference_data.sources.store import (
     IMPORT_FILE,

@@ -24,13 +24,13 @@ from typing import Any
 import orjson
 
 from preference_data.quarantine import Quarantine, Rejected
-from preference_data.sources.files import Reading
-from preference_data.sources.label_tables import LabelTable
-from preference_data.sources.plain_pairs import NotPlain, PlainPairs
-from preference_data.sources.rows import convert_rows
+from preference_data.sources.carriers.files import Reading
+from preference_data.sources.carriers.rows import convert_rows
+from preference_data.sources.carriers.tables import FIELD_LIMIT, find_delimiter, row_of
+from preference_data.sources.columns.label_tables import LabelTable
+from preference_data.sources.columns.plain_pairs import NotPlain, PlainPairs
 from preference_data.sources.shards import write_shard
 from preference_data.sources.store import RecordSink
-from preference_data.sources.tables import FIELD_LIMIT, find_delimiter, row_of
 from preference_data.sources.tally import Tally
 
 SMALLEST_FILE = 64 << 20

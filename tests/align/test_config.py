@@ -18,7 +18,7 @@ from align.config import (
     load_config,
 )
 from align.config_yaml import parse_yaml
-from preference_data.sources.mapping import Columns, Constant, Graded, Matching
+from preference_data.sources.columns.mapping import Columns, Constant, Graded, Matching
 
 SMALL = """
 name: small

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from align.cli import main
-from preference_data.labelling_files import read_key
+from preference_data.labelling.files import read_key
 from preference_data.records import Judgement, Prompt, Response
 from preference_data.sources.store import read_judgements
 

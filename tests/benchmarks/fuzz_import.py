@@ -28,7 +28,7 @@ import orjson
 from preference_data import DataError, import_data
 from preference_data.quarantine import Quarantine, Rejected
 from preference_data.sources.carriers import read_rows
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
 
 KINDS = ("preferences", "preferences", "preferences", "demonstrations", "prompts", "text")

@@ -11,8 +11,8 @@ from typing import get_args
 
 import pytest
 
-from preference_data.aggregate import METHODS, Method, aggregate
 from preference_data.records import Judgement, Prompt, Response
+from preference_data.votes.aggregate import METHODS, Method, aggregate
 
 PROMPT = Prompt.from_text("Why?")
 # By their ids: the order of an aggregate's responses.

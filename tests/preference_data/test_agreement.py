@@ -12,7 +12,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from preference_data.agreement import (
+from preference_data.records import Judgement, Prompt, Response
+from preference_data.votes.agreement import (
     Agreement,
     agreement,
     cohen_kappa,
@@ -20,7 +21,6 @@ from preference_data.agreement import (
     fleiss_kappa,
     krippendorff_alpha,
 )
-from preference_data.records import Judgement, Prompt, Response
 
 RANKS = {"a": (1, 2), "t": (1, 1), "b": (2, 1)}
 

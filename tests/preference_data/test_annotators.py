@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from preference_data.annotators import AnnotatorQuality, Proportion, annotators
 from preference_data.records import Judgement, Prompt, Response
+from preference_data.votes.annotators import AnnotatorQuality, Proportion, annotators
 
 RANKS = {"a": (1, 2), "t": (1, 1), "b": (2, 1), "?": (None, None)}
 

@@ -7,9 +7,9 @@ from math import log
 import numpy as np
 import pytest
 
-from preference_data.bradley_terry import BradleyTerry, bradley_terry
 from preference_data.records import Judgement, Prompt, Response
-from preference_data.votes import votes_of
+from preference_data.votes.bradley_terry import BradleyTerry, bradley_terry
+from preference_data.votes.table import votes_of
 
 
 def beat(winner: str, loser: str, times: int = 1, prompt: str = "Why?", tie: bool = False):

@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from preference_data.dawid_skene import dawid_skene
 from preference_data.records import Judgement, Prompt, Response
-from preference_data.votes import FIRST, SECOND, TIE, Votes, votes_of
+from preference_data.votes.dawid_skene import dawid_skene
+from preference_data.votes.table import FIRST, SECOND, TIE, Votes, votes_of
 
 RANKS = {FIRST: (1, 2), TIE: (1, 1), SECOND: (2, 1)}
 

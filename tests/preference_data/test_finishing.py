@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preference_data import import_data, read_judgements, read_prompts, read_text
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.finishing import Finishing
 from preference_data.sources.formats import read_records
 

@@ -15,17 +15,17 @@ from xml.etree import ElementTree
 import pytest
 
 from preference_data import import_data, read_judgements
-from preference_data.annotators import Proportion, annotators
-from preference_data.labelling_files import (
+from preference_data.labelling.files import (
     apply_key,
     read_key,
     too_long_for_excel,
     write_labelling_files,
 )
+from preference_data.labelling.selection import Candidates, Plan, Question, select
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Message, Prompt, Response
-from preference_data.selection import Candidates, Plan, Question, select
 from preference_data.splits import split
+from preference_data.votes.annotators import Proportion, annotators
 
 AWKWARD = [
     "=1+1",

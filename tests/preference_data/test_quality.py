@@ -18,8 +18,8 @@ import pytest
 
 from preference_data import Columns, Judgement, Prompt, Response, Source, import_data
 from preference_data.quality import inspect_folder, quality
-from preference_data.quality_measures import wilson
-from preference_data.quality_report import Finding, QualityReport
+from preference_data.quality.measures import wilson
+from preference_data.quality.report import Finding, QualityReport
 from preference_data.quarantine import DataError
 from preference_data.rendering import Renderer
 

@@ -12,8 +12,8 @@ import pytest
 
 from preference_data import Judgement, Prompt, Response
 from preference_data.quality import quality
-from preference_data.quality_page import figures, tables, write_page
-from preference_data.quality_report import Imported, QualityReport, Truncation
+from preference_data.quality.page import figures, tables, write_page
+from preference_data.quality.report import Imported, QualityReport, Truncation
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from preference_data.aggregate import aggregate
-from preference_data.agreement import agreement, coincidences, krippendorff_alpha
-from preference_data.annotators import annotators
 from preference_data.records import Judgement, Prompt, Ranks, Response
-from preference_data.votes import TIE, votes_of
+from preference_data.votes.aggregate import aggregate
+from preference_data.votes.agreement import agreement, coincidences, krippendorff_alpha
+from preference_data.votes.annotators import annotators
+from preference_data.votes.table import TIE, votes_of
 
 RANKS: dict[str, Ranks] = {"a1": (1, 2), "a2": (2, 1), "equal": (1, 1)}
 

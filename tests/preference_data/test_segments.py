@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from preference_data import Columns, import_data
 from preference_data.quarantine import DataError
 from preference_data.sources import segments
-from preference_data.sources.files import Reading
-from preference_data.sources.label_tables import LabelTable
-from preference_data.sources.plain_pairs import NotPlain, PlainPairs
-from preference_data.sources.rows import Row
+from preference_data.sources.carriers.files import Reading
+from preference_data.sources.carriers.rows import Row
+from preference_data.sources.columns.label_tables import LabelTable
+from preference_data.sources.columns.plain_pairs import NotPlain, PlainPairs
 
 HEADER = ["prompt", "response_a", "response_b", "label", "annotator"]
 FILES = ("judgements.jsonl", "quarantine.jsonl", "import.json")

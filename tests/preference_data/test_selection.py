@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preference_data.quarantine import DataError
-from preference_data.records import Judgement, Message, Prompt, Response
-from preference_data.selection import (
+from preference_data.labelling.selection import (
     Candidates,
     Plan,
     Question,
@@ -21,6 +19,8 @@ from preference_data.selection import (
     on_one_scale,
     select,
 )
+from preference_data.quarantine import DataError
+from preference_data.records import Judgement, Message, Prompt, Response
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven"]
 

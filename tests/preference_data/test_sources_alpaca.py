@@ -9,7 +9,7 @@ import pytest
 
 from preference_data import import_data
 from preference_data.quarantine import Rejected
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
 
 ANNOTATION = {

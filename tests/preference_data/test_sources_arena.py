@@ -11,7 +11,7 @@ import pytest
 from preference_data import import_data, read_judgements
 from preference_data.quarantine import DataError, Rejected
 from preference_data.records import Message
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
 
 BATTLE = {

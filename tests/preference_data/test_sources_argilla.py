@@ -9,7 +9,7 @@ import pytest
 
 from preference_data import Columns, DataError, sniff
 from preference_data.quarantine import Rejected
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import FORMATS, read_records
 
 ANN, BEN = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"

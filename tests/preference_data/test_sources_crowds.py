@@ -11,10 +11,10 @@ import pytest
 
 from preference_data import import_data, sniff
 from preference_data.quarantine import DataError, Rejected
-from preference_data.sources import crowds
 from preference_data.sources.carriers import read_rows
-from preference_data.sources.files import Reading
-from preference_data.sources.mapping import Columns, Matching, Wide
+from preference_data.sources.carriers.files import Reading
+from preference_data.sources.columns.mapping import Columns, Matching, Wide
+from preference_data.sources.readers import crowds
 
 READERS = {
     "mturk": crowds.read_mturk,

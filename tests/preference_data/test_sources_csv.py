@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from preference_data import Columns, DataError, read_preferences
 from preference_data.quarantine import Rejected
-from preference_data.sources import tables
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers import tables
+from preference_data.sources.carriers.files import Reading
+from preference_data.sources.carriers.tables import read_table
 from preference_data.sources.formats import read_records
-from preference_data.sources.tables import read_table
 
 HEADER = "prompt,response_a,response_b,label\n"
 RANKED = "prompt,response_1,response_2,response_3,rank_1,rank_2,rank_3\n"

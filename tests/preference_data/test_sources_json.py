@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preference_data.quarantine import DataError, Quarantine, Rejected
-from preference_data.sources import json_arrays
-from preference_data.sources.carriers import read_rows
-from preference_data.sources.files import Reading, find_files
-from preference_data.sources.rows import Row
+from preference_data.sources.carriers import json_arrays, read_rows
+from preference_data.sources.carriers.files import Reading, find_files
+from preference_data.sources.carriers.rows import Row
 
 
 @pytest.fixture

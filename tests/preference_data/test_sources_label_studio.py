@@ -13,9 +13,9 @@ import pytest
 
 from preference_data import Columns, DataError, sniff
 from preference_data.quarantine import Rejected
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
+from preference_data.sources.columns.mapping import Graded, Matching
 from preference_data.sources.formats import FORMATS, read_records
-from preference_data.sources.mapping import Graded, Matching
 
 DATA = {"prompt": "Why?", "answer1": "No.", "answer2": "Yes."}
 ITEMS = [

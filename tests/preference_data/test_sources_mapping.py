@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from preference_data import Columns, DataError, Judgement
 from preference_data.quarantine import Rejected
 from preference_data.sources.carriers import read_rows
-from preference_data.sources.files import Reading, find_files
-from preference_data.sources.label_tables import read_label_table
-from preference_data.sources.mapping import (
+from preference_data.sources.carriers.files import Reading, find_files
+from preference_data.sources.carriers.rows import Row
+from preference_data.sources.columns.label_tables import read_label_table
+from preference_data.sources.columns.mapping import (
     Constant,
     Dated,
     Ends,
@@ -26,7 +27,6 @@ from preference_data.sources.mapping import (
     Shown,
     Wide,
 )
-from preference_data.sources.rows import Row
 
 PAIR = "prompt,response_a,response_b,label"
 REAL = Path(os.environ.get("ALIGN_TEST_DATA", "/nowhere"))

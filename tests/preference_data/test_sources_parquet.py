@@ -12,8 +12,8 @@ import pytest
 from preference_data import DataError, import_data, read_judgements
 from preference_data.quarantine import Rejected
 from preference_data.sources.carriers import read_rows
-from preference_data.sources.files import Reading
-from preference_data.sources.rows import Row
+from preference_data.sources.carriers.files import Reading
+from preference_data.sources.carriers.rows import Row
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

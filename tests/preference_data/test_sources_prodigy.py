@@ -9,7 +9,7 @@ import pytest
 
 from preference_data import sniff
 from preference_data.quarantine import Rejected
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import FORMATS, read_records
 
 OPTIONS = [{"id": 0, "text": "No."}, {"id": 1, "text": "Yes."}]

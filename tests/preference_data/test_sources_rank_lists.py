@@ -10,7 +10,7 @@ import pytest
 
 from preference_data import sniff
 from preference_data.quarantine import Rejected
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import FORMATS, read_records
 
 IMAGEREWARD = {"id": "7-1", "prompt": "a cat", "generations": ["x", "y", "z"], "ranking": [2, 1, 2]}

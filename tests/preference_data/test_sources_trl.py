@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preference_data.quarantine import Rejected
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
 
 USER = {"role": "user", "content": "Hi"}

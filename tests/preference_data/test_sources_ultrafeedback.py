@@ -8,7 +8,7 @@ from typing import Any
 
 from preference_data import sniff
 from preference_data.quarantine import Rejected
-from preference_data.sources.files import Reading
+from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
 
 

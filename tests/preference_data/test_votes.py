@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 
 from preference_data.records import Judgement, Prompt, Response
-from preference_data.votes import FIRST, SECOND, TIE, UNKNOWN, takes_part, votes_of
+from preference_data.votes.table import FIRST, SECOND, TIE, UNKNOWN, takes_part, votes_of
 
 PROMPT = Prompt.from_text("Why?")
 # By their ids, so that FIRST is the one named first here.

@@ -1,0 +1,183 @@
+"""The files that labellers get, and the way back from their answers to what was asked.
+
+`labels.csv` is for a spreadsheet: one row a question, the label to be filled in with A, B, tie or
+both_bad. `label_studio.json` holds the same questions as tasks of Label Studio, and
+`label_studio_config.xml` the labelling interface for them. Both are read by `align import` when
+they come back, the first as a table and the second as Label Studio's export. `key.jsonl` stays
+here: it says why each question was asked.
+
+Texts are verbatim, also where a spreadsheet would take them for a formula.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
+
+from preference_data.labelling.selection import Question
+from preference_data.quarantine import DataError
+from preference_data.records import Judgement, Prompt, Response
+from preference_data.sources.store import read_judgements, record_sink, whole_or_absent
+
+LABELS_FILE = "labels.csv"
+TASKS_FILE = "label_studio.json"
+CONFIG_FILE = "label_studio_config.xml"
+KEY_FILE = "key.jsonl"
+
+EXCEL_CELL = 32_767
+"""Characters of a cell; Excel cuts what is longer."""
+
+_COLUMNS = ("prompt", "response_a", "response_b", "label", "annotator", "comment", "row_id")
+_CONFIG = """\
+<View>
+  <Header value="Prompt"/>
+  <Text name="prompt_text" value="$prompt"/>
+  <Header value="Answer A"/>
+  <Text name="answer1_text" value="$answer1"/>
+  <Header value="Answer B"/>
+  <Text name="answer2_text" value="$answer2"/>
+  <Header value="Which answer is better?"/>
+  <Choices name="better" toName="prompt_text" choice="single-radio" required="true">
+    <Choice value="A"/>
+    <Choice value="B"/>
+    <Choice value="tie"/>
+    <Choice value="both_bad"/>
+  </Choices>
+  <TextArea name="comment" toName="prompt_text" placeholder="Comment (optional)" rows="2"/>
+</View>
+"""
+
+
+def write_labelling_files(questions: Sequence[Question], folder: Path) -> None:
+    """Writes the four files into the folder, labels.csv last; each is whole or absent.
+
+    Raises DataError if there is a labels.csv already, which may hold somebody's work, and OSError
+    if a file cannot be written.
+    """
+    check_unused(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [{"data": _task(question)} for question in questions]
+    key = b"".join(orjson.dumps(question.to_json()) + b"\n" for question in questions)
+    files = {
+        KEY_FILE: key,
+        CONFIG_FILE: _CONFIG.encode(),
+        TASKS_FILE: orjson.dumps(tasks, option=orjson.OPT_INDENT_2),
+        # The byte order mark tells Excel that it is UTF-8.
+        LABELS_FILE: _table(questions).encode("utf-8-sig"),
+    }
+    for name, content in files.items():
+        with whole_or_absent(folder / name) as stream:
+            stream.write(content)
+
+
+def check_unused(folder: Path) -> None:
+    """Raises DataError if the folder holds a labels.csv: it may be filled in."""
+    if (folder / LABELS_FILE).exists():
+        raise DataError(
+            f"{folder / LABELS_FILE} is there already and may hold labels. Give another folder, "
+            "or remove it."
+        )
+
+
+def too_long_for_excel(questions: Sequence[Question]) -> int:
+    """How many of the questions have a text that does not fit into a cell of Excel's."""
+    return sum(any(len(text) > EXCEL_CELL for text in _shown(one)) for one in questions)
+
+
+def read_key(path: Path) -> list[Question]:
+    """The questions in the order in which they are asked; `path` is key.jsonl or its folder.
+
+    Raises DataError for a file that is not there or a line that is no question.
+    """
+    file = path / KEY_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"There is no file {file}. It is written by `align select`.")
+    questions: list[Question] = []
+    for line, text in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            questions.append(Question.from_json(orjson.loads(text)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file}, line {line} is no question of ours: {error}") from error
+    return questions
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What became of the judgements of a data folder."""
+
+    judgements: int
+    matched: int
+    """Of a question in the key."""
+    held_out: int
+    """Of these, of the random share."""
+
+
+def apply_key(folder: Path, key: Path) -> Joined:
+    """Rewrites a data folder's judgements as answers to the key's questions, in place.
+
+    The folder was imported from what labellers sent back. A judgement of a question gets its
+    prompt and responses as they were before they were flattened into text, where each was shown,
+    and, if the pair is of the random share, the test side: it is kept for evaluation. Others stay
+    as they are. Raises DataError if a file is missing or no record of ours.
+    """
+    questions = read_key(key)
+    asked = {_shown_ids(_flat(question)): question for question in questions}
+    drawn = {question.item_id for question in questions if question.why == "random"}
+    judgements = list(read_judgements(folder))
+    found = [asked.get(_shown_ids(judgement)) for judgement in judgements]
+    with record_sink(folder, "preferences") as sink:
+        for judgement in _joined(judgements, found, drawn):
+            sink.write(judgement.to_json())
+    matched = [question for question in found if question is not None]
+    held_out = sum(question.item_id in drawn for question in matched)
+    return Joined(len(judgements), len(matched), held_out)
+
+
+def _joined(
+    judgements: Sequence[Judgement], questions: Sequence[Question | None], drawn: set[str]
+) -> Iterator[Judgement]:
+    for judgement, question in zip(judgements, questions, strict=True):
+        if question is None:
+            yield judgement
+        else:
+            yield replace(
+                judgement,
+                prompt=question.prompt,
+                responses=question.responses,
+                position=(0, 1),
+                split="test" if question.item_id in drawn else judgement.split,
+            )
+
+
+def _shown_ids(judgement: Judgement) -> tuple[str, ...]:
+    """The prompt and the answers in the order in which they were shown."""
+    return (judgement.prompt.id, *(response.id for response in judgement.responses))
+
+
+def _flat(question: Question) -> Judgement:
+    """A judgement of the question as it comes back: conversations are flattened into text."""
+    prompt, *answers = _shown(question)
+    return Judgement(Prompt.from_text(prompt), tuple(map(Response.from_text, answers)), (1, 1))
+
+
+def _shown(question: Question) -> tuple[str, str, str]:
+    first, second = question.responses
+    return question.prompt.text, first.text, second.text
+
+
+def _task(question: Question) -> Mapping[str, str]:
+    prompt, first, second = _shown(question)
+    return {"prompt": prompt, "answer1": first, "answer2": second, "row_id": question.id}
+
+
+def _table(questions: Sequence[Question]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(_COLUMNS)
+    writer.writerows((*_shown(question), "", "", "", question.id) for question in questions)
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""A module for each published format and each annotation tool: rows to records."""
