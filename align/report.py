@@ -7,10 +7,8 @@ files missing, still gives a page, which says what is missing.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from align.summary import (
     short,
     win_rates,
 )
+from preference_data.figures import BLUE, INK, LINE, WARM, svg
 
 Series = tuple[str, list[float], list[float]]
 """A line of a chart: label, x values, y values."""
@@ -226,8 +225,7 @@ def _yaml(config: Row) -> str:
 
 # --- figures -------------------------------------------------------------------------------------
 
-COLOURS = ("#1f5fbf", "#b4531f")
-INK, LINE = "#3d444d", "#d0d7de"
+COLOURS = (BLUE, WARM)
 
 Curve = tuple[str, tuple[str, ...], str]
 """Title, metrics drawn in one chart, and what it says."""
@@ -315,7 +313,7 @@ def line_chart(series: Sequence[Series], x_label: str) -> str:
         if len(series) > 1:
             axes.legend(frameon=False, loc="best", handlelength=1.2)
 
-    return _figure((3.6, 2.1), draw)
+    return svg((3.6, 2.1), draw)
 
 
 def forest_chart(rates: Sequence[WinRate]) -> str:
@@ -339,33 +337,4 @@ def forest_chart(rates: Sequence[WinRate]) -> str:
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
 
-    return _figure((4.8, 0.8 + 0.5 * len(rates)), draw)
-
-
-def _figure(size: tuple[float, float], draw: Callable[[Any], None]) -> str:
-    """An SVG of the given inches as a data URI; the same input gives the same bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "align",
-        "font.size": 9,
-        "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": LINE,
-        "axes.unicode_minus": True,
-        "axes.formatter.useoffset": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "ytick.major.size": 0,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return svg((4.8, 0.8 + 0.5 * len(rates)), draw)

@@ -28,7 +28,7 @@ from preference_data.sources.store import (
     whole_or_absent,
 )
 
-Score = Callable[[list[str], list[str]], list[float]]
+Score = Callable[[list[Prompt], list[Response]], list[float]]
 """Prompts and the completion beside each, to scores: `RewardModel.score`."""
 
 
@@ -216,13 +216,8 @@ def _judged_answers(folder: Path) -> Iterator[Answers]:
 
 def _scores(models: Sequence[Score], prompt: Prompt, response: Response) -> tuple[float, ...]:
     """One of each model. Raises RowFault for what cannot be scored."""
-    plain = Prompt.from_text(prompt.text), Response.from_text(response.text)
-    if (prompt.messages, response.messages) != (plain[0].messages, plain[1].messages):
-        raise RowFault(
-            "conversation", "reward models score one prompt and one answer, not several turns."
-        )
     try:
-        return tuple(score([prompt.text], [response.text])[0] for score in models)
+        return tuple(score([prompt], [response])[0] for score in models)
     except ValueError as error:
         # Too long for the model, or text that no conversation may hold.
         raise RowFault(

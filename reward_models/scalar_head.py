@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from preference_data.batches import PackedBatch
+from preference_data.records import Prompt, Response
 
 HEAD_KEY = "base_model.model.score.weight"
 """Name of the head's weight in a PEFT adapter file."""
@@ -126,20 +128,24 @@ class RewardModel:
         return cls(model, renderer, scoring)
 
     @torch.no_grad()
-    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """The raw score of each completion of the prompt beside it, both plain text.
+    def score(
+        self, prompts: Sequence[str | Prompt], completions: Sequence[str | Response]
+    ) -> list[float]:
+        """The raw score of each completion of the prompt beside it: text, or a conversation.
 
         Raises ValueError if the lists differ in length, or a text cannot be rendered or is longer
         than the model was trained to read.
         """
         from preference_data.batches import Group, pack
-        from preference_data.records import Prompt, Response
 
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions.")
         scores: list[float] = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            row = self._renderer.render(Prompt.from_text(prompt), Response.from_text(completion))
+            row = self._renderer.render(
+                Prompt.from_text(prompt) if isinstance(prompt, str) else prompt,
+                Response.from_text(completion) if isinstance(completion, str) else completion,
+            )
             if len(row) > self.scoring.max_length:
                 raise ValueError(
                     f"a conversation of {len(row)} tokens is longer than the "

@@ -6,13 +6,12 @@ the rest. Everything that comes from data is escaped.
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preference_data.figures import BLUE, INK, LINE, SOFT, svg
 from preference_data.quality.findings import percent
 from preference_data.quality.measures import FEW
 from preference_data.quality.report import (
@@ -331,8 +330,6 @@ def _ends_in_percent(rate: Interval) -> str:
 
 # --- figures -------------------------------------------------------------------------------------
 
-BLUE, WARM = "#1f5fbf", "#b4531f"
-INK, LINE, SOFT = "#3d444d", "#d0d7de", "#a9c3e8"
 HALF = {"color": INK, "linewidth": 0.8, "linestyle": (0, (3, 3))}
 
 
@@ -377,7 +374,7 @@ def _label_figure(report: QualityReport) -> Figure:
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
 
-    return Figure("Labels", "judgements", _svg((4.2, 0.7 + 0.28 * len(bars)), draw))
+    return Figure("Labels", "judgements", svg((4.2, 0.7 + 0.28 * len(bars)), draw))
 
 
 def _agreement_figure(found: Agreement) -> Figure:
@@ -413,7 +410,7 @@ def _forest(rates: Sequence[tuple[str, Interval]], low: float, middle: float | N
         axes.grid(axis="x", color=LINE, linewidth=0.6)
         axes.spines["left"].set_visible(False)
 
-    return _svg((4.2, 0.8 + 0.32 * len(rates)), draw)
+    return svg((4.2, 0.8 + 0.32 * len(rates)), draw)
 
 
 def _annotator_figure(found: Sequence[AnnotatorQuality]) -> Figure:
@@ -440,7 +437,7 @@ def _annotator_figure(found: Sequence[AnnotatorQuality]) -> Figure:
         axes.spines["left"].set_visible(False)
 
     hint = f"a point each; from {FEW} decided judgements up" if sides else "a point each"
-    return Figure("Annotators", hint, _svg((4.2, 2.6), draw))
+    return Figure("Annotators", hint, svg((4.2, 2.6), draw))
 
 
 def _length_figure(length: LengthBias) -> Figure:
@@ -462,32 +459,5 @@ def _length_figure(length: LengthBias) -> Figure:
         axes.spines["left"].set_visible(False)
 
     return Figure(
-        "How often the longer response wins", "with 95 % intervals", _svg((4.2, 2.6), draw)
+        "How often the longer response wins", "with 95 % intervals", svg((4.2, 2.6), draw)
     )
-
-
-def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> str:
-    """An SVG of the given inches as a data URI; the same input gives the same bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure as Drawing
-
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "align",
-        "font.size": 9,
-        "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": LINE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "ytick.major.size": 0,
-    }
-    with matplotlib.rc_context(style):
-        drawing = Drawing(figsize=size, layout="constrained")
-        draw(drawing.subplots())
-        buffer = io.BytesIO()
-        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

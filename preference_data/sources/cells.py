@@ -12,7 +12,7 @@ from datetime import datetime
 from math import inf, nan
 from typing import cast
 
-from preference_data.quarantine import RowFault
+from preference_data.quarantine import RowFault, SetAside
 from preference_data.records import Message, Prompt, Response
 
 
@@ -167,7 +167,7 @@ def as_label(value: object, name: str) -> str:
         return repr(value).removesuffix(".0")
     label = as_short_text(value, name)
     if label is None:
-        raise RowFault("label_missing", f"{name} is empty.")
+        raise SetAside("label_missing", f"{name} is empty.")
     return label
 
 

@@ -32,10 +32,10 @@ def reward_models(monkeypatch: pytest.MonkeyPatch) -> None:
             model.weight = {"long": 1.0, "short": -1.0, "doubt": 0.01}[path.name]
             return model
 
-        def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-            if any(len(text) > 8 for text in completions):
+        def score(self, prompts: list[Prompt], completions: list[Response]) -> list[float]:
+            if any(len(response.text) > 8 for response in completions):
                 raise ValueError("a conversation of 9 tokens is longer than the 8 that it reads")
-            return [self.weight * len(text) for text in completions]
+            return [self.weight * len(response.text) for response in completions]
 
     module = types.ModuleType("reward_models")
     module.__dict__["RewardModel"] = RewardModel
@@ -121,13 +121,12 @@ def test_what_cannot_be_asked_is_left_out_and_said(select: Callable[..., str], t
         {"prompt": [*turns, turns[0]], "completions": ["x", "xx"]},
         {"prompt": "s", "completions": []},
     ]
-    printed = select(rows, "--count", "3", "--random-share", "0")
+    printed = select(rows, "--count", "4", "--random-share", "0")
     assert printed.splitlines()[:-1] == [
-        "2 pairs of 2 prompts with 4 answers: 2 informative (0.840 to 0.840 bits, by the model's "
+        "3 pairs of 3 prompts with 6 answers: 3 informative (0.840 to 0.840 bits, by the model's "
         "own doubt), 0 at random; 0 are asked twice.",
-        "There are no more than 2 of the 3 wanted under these limits; give more prompts, or raise "
+        "There are no more than 3 of the 4 wanted under these limits; give more prompts, or raise "
         "--max-per-prompt.",
-        "Left out as conversation: 2 (quarantine.jsonl)",
         "Left out as empty_prompt: 1 (quarantine.jsonl)",
         "Left out as empty_response: 1 (quarantine.jsonl)",
         "Left out as no_answers: 2 (quarantine.jsonl)",
@@ -144,8 +143,6 @@ def test_what_cannot_be_asked_is_left_out_and_said(select: Callable[..., str], t
         (5, "empty_prompt"),
         (6, "no_answers"),
         (7, "not_a_list"),
-        (8, "conversation"),
-        (8, "conversation"),
         (9, "no_answers"),
     ]
 
