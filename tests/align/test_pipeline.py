@@ -357,3 +357,58 @@ def make_reward(tmp_path: Path) -> Callable[[str], str]:
         return f"{file}:score"
 
     return write
+
+
+# --- splits and several annotators ----------------------------------------------------------------
+
+
+def test_near_duplicates_of_two_sources_are_on_one_side(tmp_path: Path):
+    """A prompt of 60 words in one source, and with one word changed in another. The steps follow
+    what the clusters are, not from how many sources they were made."""
+    words = [f"word{i}" for i in range(60)]
+    prompts = {"first": words, "second": [*words[:59], "end"], "third": ["something", "else"]}
+    for name, text in prompts.items():
+        row = {"prompt": " ".join(text), "completion": "Yes."}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    run = Pipeline(
+        config(
+            tmp_path / "run",
+            data={name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("first", "second")},
+            steps={"sft": {"kind": "sft", "data": "first", "train": TRAIN | {"max_steps": 1}}},
+            data__first__test_fraction=0.0,
+        )
+    )
+    run.run()
+    clusters = json.loads((tmp_path / "run" / "splits" / "clusters.json").read_text())
+    assert len(clusters) == 2 and len(set(clusters.values())) == 1
+    from preference_data.near_duplicates import Clusters
+    from preference_data.records import Prompt
+    from preference_data.splits import split_of
+
+    found = Clusters(clusters)
+    for salt in map(str, range(20)):
+        sides = {
+            split_of(Prompt.from_text(" ".join(prompts[name])), 0.5, salt, found)
+            for name in ("first", "second")
+        }
+        assert len(sides) == 1
+
+
+def test_a_reward_model_trains_on_what_several_annotators_say_together(
+    copied: Path, finished: tuple[Path, dict[str, Any]]
+):
+    """One judgement an item instead of one an annotator, with the probability as its label."""
+    summary = Pipeline(config(copied, data__labels__aggregate="dawid_skene")).run(
+        until_kind="reward"
+    )
+    assert cached(summary) == {"pretrain": False, "sft": False, "reward": False}
+    rows = [
+        json.loads(line)
+        for line in (copied / "data" / "labels" / "aggregated.jsonl").read_text().splitlines()
+    ]
+    every = (copied / "data" / "labels" / "judgements.jsonl").read_text().splitlines()
+    assert len({row["item_id"] for row in rows}) == len(rows) < len(every)
+    assert {row["annotator_kind"] for row in rows} == {"human_aggregate"}
+    assert all(0 <= row["probability"] <= 1 for row in rows if len(row["responses"]) == 2)
+    assert summary["steps"]["reward"]["rows"]["in"] == len(rows)
+    assert finished[1]["steps"]["reward"]["rows"]["in"] == len(every)
