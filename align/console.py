@@ -18,11 +18,10 @@ from rich.text import Text
 from align.config import ConfigError
 from align.summary import duration, headline_metrics, short
 from preference_data import DataError
+from preference_data.sources.store import RECORD_FILES
 
 USER_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 """Exit codes: the user's mistake, the run's failure, Ctrl-C (128 + SIGINT)."""
-
-RECORD_FILES = ("judgements.jsonl", "demonstrations.jsonl", "prompts.jsonl", "text.jsonl")
 
 
 def console() -> Console:
@@ -78,7 +77,8 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
     out = console()
     table = _table("step", "kind", "time", "cached", "rows", "result")
     for name, step in steps.items():
-        table.add_row(
+        _add_row(
+            table,
             name,
             step["kind"],
             duration(step["seconds"]),
@@ -100,7 +100,7 @@ def show_plan(steps: Iterable[Mapping[str, Any]]) -> None:
     table = _table("step", "kind", "state", "rows", "why")
     for step in steps:
         rows = "" if step["rows"] is None else f"{step['rows']:,}"
-        table.add_row(step["name"], step["kind"], step["state"], rows, step["reason"])
+        _add_row(table, step["name"], step["kind"], step["state"], rows, step["reason"])
     console().print(table)
     waiting = sum(step["state"] != "done" for step in steps)
     say(f"{waiting} of {len(steps)} would run." if waiting else "Nothing to do: all is done.")
@@ -120,13 +120,13 @@ def show_import(report: Mapping[str, Any]) -> None:
     }
     for title, numbers in counts.items():
         if numbers:
-            table = _table(title, "rows")
+            table = _table(title, "rows" if numbers is report["by_reason"] else "judgements")
             # The most frequent ones: a file may have hundreds of annotators.
             ordered = sorted(numbers.items(), key=lambda item: -item[1])
             for name, rows in ordered[:20]:
-                table.add_row(str(name), f"{rows:,}")
+                _add_row(table, str(name), f"{rows:,}")
             if rest := ordered[20:]:
-                table.add_row(f"({len(rest)} more)", f"{sum(rows for _, rows in rest):,}")
+                _add_row(table, f"({len(rest)} more)", f"{sum(rows for _, rows in rest):,}")
             console().print(table)
     for note in report["notes"]:
         say(note)
@@ -151,7 +151,7 @@ def show_folder(folder: Path, examples: int) -> None:
             f"{folder} is no data folder, step or finished run: it holds neither "
             f"{', '.join(list(readers)[:-1])} nor {list(readers)[-1]}."
         )
-    for name in (*RECORD_FILES, "samples.jsonl"):
+    for name in (*RECORD_FILES.values(), "samples.jsonl"):
         if (folder / name).is_file():
             show_rows(folder / name, examples)
 
@@ -190,7 +190,7 @@ def _show_artifact(artifact: Mapping[str, Any]) -> None:
     }
     for name, value in facts.items():
         if value:
-            table.add_row(name, value)
+            _add_row(table, name, value)
     console().print(table)
 
 
@@ -201,6 +201,11 @@ def rows_in_words(rows: Mapping[str, int] | None) -> str:
     if rows["out"] == rows["in"]:
         return f"{rows['in']:,}"
     return f"{rows['out']:,} of {rows['in']:,}"
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Cells of plain text: names from data may hold what rich would take for markup."""
+    table.add_row(*map(Text, cells))
 
 
 def say(text: str) -> None:

@@ -24,7 +24,7 @@ Treatment = Literal["report", "mask", "drop"]
 R = TypeVar("R", Prompt, Demonstration, Judgement)
 
 _TREATMENTS = get_args(Treatment)
-_SHORTEST_KEY = 16
+SHORTEST_KEY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,9 @@ def pseudonym(annotator: str, key: bytes) -> str:
     An HMAC-SHA256: a plain hash of a worker's id is undone by hashing all known ids. Keep the key
     out of the data's folder. Raises ValueError if it has fewer than 16 bytes.
     """
-    if len(key) < _SHORTEST_KEY:
+    if len(key) < SHORTEST_KEY:
         raise ValueError(
-            f"A pseudonym's key needs {_SHORTEST_KEY} bytes or more, not {len(key)}. "
+            f"A pseudonym's key needs {SHORTEST_KEY} bytes or more, not {len(key)}. "
             "secrets.token_bytes(32) makes one."
         )
     return hmac.new(key, annotator.encode(), hashlib.sha256).hexdigest()[:16]
@@ -128,7 +128,7 @@ def _masked(record: R) -> R:
         prompt=prompt,
         responses=responses,
         comment=None if record.comment is None else mask(record.comment),
-        raw=None if record.raw is None else json.dumps(_masked_json(json.loads(record.raw))),
+        raw=None if record.raw is None else json.dumps(masked_json(json.loads(record.raw))),
     )
 
 
@@ -163,13 +163,14 @@ def _strings(raw: str | None) -> Iterator[str]:
             open_values += reversed(cast(list[Any], value))
 
 
-def _masked_json(value: Any) -> Any:
+def masked_json(value: Any) -> Any:
+    """The JSON value with every text in it masked."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, dict):
-        return {key: _masked_json(item) for key, item in cast(dict[str, Any], value).items()}
+        return {key: masked_json(item) for key, item in cast(dict[str, Any], value).items()}
     if isinstance(value, list):
-        return [_masked_json(item) for item in cast(list[Any], value)]
+        return [masked_json(item) for item in cast(list[Any], value)]
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +18,10 @@ from preference_data.records import SCHEMA_VERSION, Judgement
 from preference_data.sources.carriers.files import Reading, content_hash, find_files
 from preference_data.sources.columns.mapping import Columns
 from preference_data.sources.finishing import Finishing, PersonalData
-from preference_data.sources.formats import Kind, Record, Records, read_records
+from preference_data.sources.formats import Kind, Records, read_records
 from preference_data.sources.segments import NotSplittable, convert_table, splittable
 from preference_data.sources.store import (
+    FAILED_FILE,
     IMPORT_FILE,
     QUARANTINE_FILE,
     RecordSink,
@@ -82,6 +84,7 @@ def import_data(
     delimiter: str | None = None,
     keep_raw: bool = False,
     personal_data: PersonalData = "keep",
+    pseudonym_key: bytes | None = None,
 ) -> ImportReport:
     """Reads a file, a glob or a folder into `output_dir`; each file there is whole or absent.
 
@@ -89,19 +92,19 @@ def import_data(
     prompts.jsonl or text.jsonl), quarantine.jsonl, and last import.json, the report. `limit` takes
     the first rows; `max_quarantined` is the share of them that may be rejected, not counting those
     that say themselves that they do not count. `keep_raw` keeps each judgement's row as JSON;
-    `personal_data` "mask" or "drop" treats e-mail addresses, phone numbers and their like.
+    `personal_data` "mask" or "drop" treats e-mail addresses, phone numbers and their like, in the
+    quarantine, too; with a `pseudonym_key` every annotator gets a pseudonym (HMAC-SHA256).
 
     Raises DataError if the data cannot be read, no row is usable, or more rows than allowed are
-    rejected (quarantine.jsonl is written then, too), and OSError if a file cannot be written.
+    rejected (they are written then, too, and an earlier import in the folder stays), and OSError if
+    a file cannot be written.
     """
     _check_options(limit, max_quarantined)
     reading = Reading(columns, encoding, delimiter)
-    finishing = Finishing(keep_raw, personal_data)
+    finishing = Finishing(reading, keep_raw, personal_data, pseudonym_key)
     format, items = read_records(path, kind, format, reading, finishing)
     items = islice(items, limit)
     output_dir.mkdir(parents=True, exist_ok=True)
-    # The report vouches for the other files, so the old one goes first and the new one comes last.
-    (output_dir / IMPORT_FILE).unlink(missing_ok=True)
 
     def one_by_one(sink: RecordSink, quarantine: Quarantine) -> Tally:
         tally = Tally()
@@ -129,22 +132,30 @@ def import_data(
 def _write(
     kind: Kind, path: str, output_dir: Path, ways: Sequence[Way], max_quarantined: float
 ) -> tuple[Tally, Quarantine]:
-    """Writes the records and the quarantine in the first way that can be gone to its end."""
+    """Writes the records and the quarantine in the first way that can be gone to its end.
+
+    An earlier import in the folder stays as it is until the new one is known to be good.
+    """
+    report, failed = output_dir / IMPORT_FILE, output_dir / FAILED_FILE
     for way in ways:
         unusable = None
         try:
-            with whole_or_absent(output_dir / QUARANTINE_FILE) as rejects:
+            with whole_or_absent(failed) as rejects:
                 quarantine = Quarantine(rejects)
                 try:
                     with record_sink(output_dir, kind) as sink:
                         tally = way(sink, quarantine)
                         _check_usable(path, tally.rows, quarantine, max_quarantined)
+                        # The report vouches for the other files: it goes first and comes last.
+                        report.unlink(missing_ok=True)
                 except _Unusable as error:
                     unusable = error
         except NotSplittable:
             continue
+        if not (unusable and report.is_file()):
+            os.replace(failed, failed := output_dir / QUARANTINE_FILE)
         if unusable:
-            raise DataError(f"{unusable} See {output_dir / QUARANTINE_FILE}.")
+            raise DataError(f"{unusable} See {failed}.")
         return tally, quarantine
     raise AssertionError("the last way is always gone to its end")
 
@@ -192,10 +203,6 @@ def _accepted(items: Iterable[Records | Rejected], quarantine: Quarantine) -> It
             quarantine.add(item)
         else:
             yield item
-
-
-def _json_of(record: Record) -> dict[str, Any]:
-    return {"text": record} if isinstance(record, str) else record.to_json()
 
 
 def _check_usable(path: str, usable: int, quarantine: Quarantine, allowed: float) -> None:

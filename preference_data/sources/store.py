@@ -22,6 +22,8 @@ RECORD_FILES = {
 }
 AGGREGATED_FILE = "aggregated.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
+FAILED_FILE = "quarantine-failed.jsonl"
+"""The rejects of an import that failed, where those of an earlier one are still valid."""
 IMPORT_FILE = "import.json"
 
 T = TypeVar("T")

@@ -44,7 +44,7 @@ def test_every_record_of_a_row_keeps_it_and_no_earlier_row_is_remembered(tmp_pat
     }  # fmt: skip
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({**row, "prompt": f"p{i}"}) + "\n" for i in range(5)))
-    finishing = Finishing(keep_raw=True)
+    finishing = Finishing(Reading(), keep_raw=True)
     _, items = read_records(str(path), "preferences", "safe_rlhf", Reading(), finishing)
     for number, records in enumerate(items):
         assert [json.loads(r.raw)["prompt"] for r in records] == [f"p{number}"] * 2
@@ -86,3 +86,43 @@ def test_text_and_prompts_are_treated_too(tmp_path):
     assert [prompt.text for prompt in read_prompts(tmp_path / "p")] == ["a"]
     rejected = json.loads((tmp_path / "p" / "quarantine.jsonl").read_text())
     assert rejected["row"] == 2 and rejected["raw"] is None
+
+
+MESSY = (
+    "prompt,response_a,response_b,label,annotator\n"
+    "mail joe@example.com,x,y,,ann\n"
+    "mail eve@example.com,x,,A,ann\n"
+    "p,x,y,joe@example.com,ann\n"
+    "p,x,y,A,anna@example.com\n"
+    "p,x,y,B,anna@example.com\n"
+)
+
+
+@pytest.mark.parametrize("treatment", ["mask", "drop"])
+def test_no_file_of_the_import_keeps_what_was_to_go(tmp_path, treatment):
+    """Not the quarantine either, nor the sentence in it, nor the annotators' names."""
+    (tmp_path / "messy.csv").write_text(MESSY)
+    report = import_data(
+        "preferences", str(tmp_path / "messy.csv"), tmp_path / "out", personal_data=treatment,
+        max_quarantined=1,
+    )  # fmt: skip
+    assert (report.rows_in, report.rows_out) == (5, 2)
+    for path in (tmp_path / "out").iterdir():
+        assert b"example.com" not in path.read_bytes(), path.name
+    [name] = report.by_annotator
+    assert len(name) == 16 and report.by_annotator[name] == 2
+    assert "pseudonyms of this import" in report.notes[0]
+
+
+def test_a_key_gives_every_annotator_the_same_pseudonym_in_every_import(labels, tmp_path):
+    labels.write_text("prompt,response_a,response_b,label,annotator\np,x,y,A,ann\np,x,y,B,bob\n")
+    names = [
+        sorted(
+            import_data(
+                "preferences", str(labels), tmp_path / folder, pseudonym_key=key * 16
+            ).by_annotator
+        )
+        for folder, key in (("a", b"k"), ("b", b"k"), ("c", b"l"))
+    ]
+    assert names[0] == names[1] != names[2]
+    assert not {"ann", "bob"} & {*names[0], *names[2]}

@@ -127,15 +127,6 @@ def test_a_file_without_a_usable_row(here):
     )
 
 
-def test_a_failed_import_takes_the_old_report_away(here):
-    Path("labels.csv").write_text(HEADER + good(2))
-    import_data("preferences", "labels.csv", here / "out")
-    Path("labels.csv").write_text(HEADER + "p,x,y,C,w\n")
-    with pytest.raises(DataError):
-        import_data("preferences", "labels.csv", here / "out")
-    assert not (here / "out/import.json").exists()
-
-
 @pytest.mark.parametrize(
     ("choices", "sentence"),
     [
@@ -366,3 +357,38 @@ def test_the_package_loads_without_the_heavy_libraries():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert said.stdout == "[]\n"
+
+
+def test_an_earlier_import_stays_until_the_new_one_is_good(here):
+    Path("good.csv").write_text(HEADER + good(3))
+    Path("bad.csv").write_text(HEADER + good(1) + "p,x,y,C,w\n")
+    import_data("preferences", "good.csv", here / "out")
+    before = {path.name: path.read_bytes() for path in (here / "out").iterdir()}
+    with pytest.raises(DataError, match=r"See .*out/quarantine-failed\.jsonl\."):
+        import_data("preferences", "bad.csv", here / "out")
+    after = {path.name: path.read_bytes() for path in (here / "out").iterdir()}
+    failed = after.pop("quarantine-failed.jsonl")
+    assert after == before and b"label_unknown" in failed
+    import_data("preferences", "good.csv", here / "out", limit=2)
+    assert {path.name for path in (here / "out").iterdir()} == set(before)
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(here):
+    Path("data").mkdir()
+    Path("data/a.csv").write_text(HEADER + good(2))
+    Path("data/b.json").write_text("[]")
+    Path("data/readme.txt").write_text("no data")
+    report = import_data("preferences", "data", here / "out")
+    assert report.notes == ["Not read, beside the other files of data: b.json."]
+
+
+def test_a_data_folder_is_read_as_its_records_alone(here):
+    Path("labels.csv").write_text(HEADER + good(3) + "p,x,y,C,w\n")
+    import_data("preferences", "labels.csv", here / "out", max_quarantined=0.5)
+    report = import_data("preferences", "out", here / "again")
+    assert (report.format, report.files, report.rows_in) == (
+        "judgements",
+        ["out/judgements.jsonl"],
+        3,
+    )
+    assert list(read_judgements(here / "again")) == list(read_judgements(here / "out"))

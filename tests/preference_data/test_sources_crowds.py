@@ -317,4 +317,4 @@ def test_an_address_as_annotator_becomes_a_pseudonym(tmp_path):
     ann, same, bob = (item[0].annotator for item in items)
     assert ann == same != bob
     assert "@" not in ann
-    assert len(ann) == 12
+    assert len(ann) == 16

@@ -18,6 +18,7 @@ from typing import BinaryIO, TextIO, cast
 
 from preference_data.quarantine import DataError
 from preference_data.sources.columns.mapping import Columns
+from preference_data.sources.store import IMPORT_FILE, RECORD_FILES
 
 _CHUNK = 1 << 20
 _HEAD = 64
@@ -116,9 +117,27 @@ def find_files(path: str) -> list[Path]:
     return found
 
 
-def _files_of_folder(place: Path) -> list[Path]:
+def passed_over(path: str) -> list[Path]:
+    """The data files of a folder that are not read beside those of a better kind."""
+    place = Path(path).expanduser()
+    if not place.is_dir() or (place / IMPORT_FILE).is_file():
+        return []
+    taken = set(_files_of_folder(place))
+    known = {suffix for suffixes in _SUFFIXES_BY_RANK for suffix in suffixes} - {".txt"}
+    return [f for f in _visible_files(place) if f not in taken and data_suffix(f) in known]
+
+
+def _visible_files(place: Path) -> list[Path]:
     # Names that begin with a dot are no one's data: locks, checkpoints, what macOS leaves.
-    files = [f for f in sorted(place.rglob("*")) if f.is_file() and not f.name.startswith(".")]
+    return [f for f in sorted(place.rglob("*")) if f.is_file() and not f.name.startswith(".")]
+
+
+def _files_of_folder(place: Path) -> list[Path]:
+    files = _visible_files(place)
+    if (place / IMPORT_FILE).is_file():  # a data folder: its twins and rejects are no more data
+        own = [file for file in files if file.name in RECORD_FILES.values()]
+        if own:
+            return own
     for suffixes in _SUFFIXES_BY_RANK:
         found = [file for file in files if data_suffix(file) in suffixes]
         if found:

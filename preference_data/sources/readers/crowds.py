@@ -8,7 +8,6 @@ are left out, also of the rows that are set aside.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,6 +17,7 @@ from preference_data.records import Judgement
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.carriers.rows import Row, convert_rows
 from preference_data.sources.cells import short_text_of
+from preference_data.sources.readers.annotation_tasks import annotator_of
 from preference_data.sources.readers.crowd_tables import (
     CrowdTable,
     items_of,
@@ -84,12 +84,9 @@ class _Wrapping:
     weight: float = 1.0
 
     def around(self, judgement: Judgement, row: Row) -> Judgement:
-        annotator = self.annotator
-        if annotator is not None and "@" in annotator:  # somebody's address
-            annotator = hashlib.sha256(annotator.casefold().encode()).hexdigest()[:12]
         return replace(
             judgement,
-            annotator=judgement.annotator or annotator,
+            annotator=judgement.annotator or annotator_of(self.annotator),
             group=judgement.group or self.group,
             duration=self.duration if judgement.duration is None else judgement.duration,
             created_at=judgement.created_at or self.created_at,
