@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from align.config import Base, ConfigError
+from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,6 +24,15 @@ TINY = {
     "tie_word_embeddings": True,
 }
 """Llama architecture, 1.4 M parameters."""
+
+WINDOWS = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
+"""What configurations call the number of tokens back that a layer sees."""
+
+PROBE = (
+    Group((1, 2, 3, 4, 5), ((6, 7, 8), (9, 6, 7))),
+    Group((9, 8, 7, 1, 2), ((3, 4, 5),)),
+)
+"""Conversations of one length, so that one batch without padding holds them alone."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -57,7 +67,7 @@ def load_renderer(path: str, revision: str | None = None) -> Renderer:
 def load_base(path: str, base: Base, device: torch.device) -> Any:
     """The causal language model at `path`, in the configured type, without dropout.
 
-    Raises ConfigError if it cannot be loaded.
+    Raises ConfigError if it cannot be loaded, or computes something else in packed batches.
     """
     from transformers import AutoModelForCausalLM
 
@@ -79,18 +89,58 @@ def load_base(path: str, base: Base, device: torch.device) -> Any:
         if isinstance(getattr(module, "attention_dropout", None), float):
             # Llama and its like keep it as a number of the layer.
             setattr(module, "attention_dropout", 0.0)  # noqa: B010 - pyright expects tensors
-    return model.to(device)
+    model = model.to(device)
+    _refuse_inexact(path, model)
+    return model
 
 
 def _refuse_window(path: str, config: Any) -> None:
-    """A packed batch brings its own mask, which replaces the model's sliding window."""
-    window = getattr(config, "sliding_window", None)
-    used = window and getattr(config, "use_sliding_window", True)
-    if used and window < config.max_position_embeddings:
+    """A packed batch brings its own mask, which replaces the model's window."""
+    config = config.get_text_config()
+    for name in WINDOWS:
+        window = getattr(config, name, None)
+        used = window and getattr(config, "use_sliding_window", True)
+        if used and window < config.max_position_embeddings:
+            raise ConfigError(
+                f"base.model {path!r} attends to a window of {window} tokens, which packed batches "
+                f"do not keep to; set {name} to {config.max_position_embeddings} in its "
+                f"config.json if nothing is that long."
+            )
+
+
+def _refuse_inexact(path: str, model: Any) -> None:
+    """Asks the model itself: packed and alone must be the same, and logits the head's output."""
+    if getattr(model, "_is_stateful", False):
         raise ConfigError(
-            f"base.model {path!r} attends to a window of {window} tokens, which packed batches do "
-            f"not keep to; set sliding_window to null in its config.json if nothing is that long."
+            f"base.model {path!r} is recurrent: it cannot read packed batches, where a "
+            f"conversation follows another in one row."
         )
+    batch = pack(PROBE).to(model.device)
+    alone = torch.tensor([[*group.prompt, *ids] for group in PROBE for ids in group.completions])
+    with torch.no_grad():
+        packed = model.base_model(**batch.inputs_for(model)).last_hidden_state
+        hidden = model.base_model(input_ids=alone.to(model.device), use_cache=False)
+        hidden = hidden.last_hidden_state[:, -1]
+        logits = model(input_ids=alone.to(model.device), use_cache=False).logits[:, -1]
+        plain = model.get_output_embeddings()(hidden)
+    rounding = 1e-4 if model.dtype == torch.float32 else 5e-2
+    if not _apart(packed.flatten(0, 1)[batch.last_at], hidden) <= rounding:
+        raise ConfigError(
+            f"base.model {path!r} ({model.config.model_type}) does not keep to the mask and the "
+            f"positions of packed batches: conversations in one row would change each other."
+        )
+    # Logits as small as those of fresh weights would pass through a cap unchanged.
+    capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if capped or not _apart(plain, logits) <= 1e-3:
+        raise ConfigError(
+            f"base.model {path!r} ({model.config.model_type}) scales or caps the logits after its "
+            f"head, which log-probabilities here would leave out."
+        )
+
+
+def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The distance between two tensors, as a share of the second one's length."""
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
 def build_tiny(folder: Path, base: Base, texts: list[str], seed: int) -> int:

@@ -18,7 +18,8 @@ from align.config import Config, ConfigError, json_schema, load_columns, load_co
 from align.config_errors import hint
 from align.console import INTERRUPTED, console, exit_code, say, show_folder, show_import, show_plan
 from align.console import show_summary as print_summary
-from preference_data.exports import Pairs, Ties, View
+from preference_data.exports import Pairs, Side, Ties, View
+from preference_data.personal_data import SHORTEST_KEY
 from preference_data.sources import Kind, PersonalData, import_data
 from preference_data.sources.shards import shards_of
 from preference_data.sources.store import RECORD_FILES
@@ -149,6 +150,10 @@ def import_(
     personal_data: Annotated[
         PersonalData, typer.Option(help="What to do with rows that hold e-mails, phones and such.")
     ] = "keep",
+    pseudonym_key: Annotated[
+        Path | None,
+        typer.Option(help="A file of 16 bytes or more that gives annotators pseudonyms."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Read only so many rows.")] = None,
     max_quarantined: Annotated[
         float, typer.Option(help="Share of unusable rows above which it fails.")
@@ -160,7 +165,7 @@ def import_(
 ) -> None:
     """Read labellers' files into a data folder, every row accounted for."""
     if key is not None:
-        _check_key(key, kind)
+        _check_key(key, kind, personal_data)
     columns = load_columns(mapping) if mapping else None
     import_data(
         kind,
@@ -174,29 +179,45 @@ def import_(
         delimiter=delimiter,
         keep_raw=keep_raw,
         personal_data=personal_data,
+        pseudonym_key=_read_key(pseudonym_key) if pseudonym_key else None,
     )
     show_import(json.loads((output / "import.json").read_text(encoding="utf-8")))
     if key is not None:
         _join(output, key)
 
 
-def _check_key(key: Path, kind: Kind) -> None:
+def _read_key(path: Path) -> bytes:
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--pseudonym-key: {path} cannot be read: {error.strerror}.") from None
+    if len(key) < SHORTEST_KEY:
+        raise ConfigError(
+            f"--pseudonym-key: {path} holds {len(key)} bytes; a key needs {SHORTEST_KEY} or more, "
+            "and is drawn at random."
+        )
+    return key
+
+
+def _check_key(key: Path, kind: Kind, personal_data: PersonalData) -> None:
     """Raises before anything is imported."""
     if kind != "preferences":
         raise ConfigError(f"--key joins judgements; it has no effect on {kind}. Leave it out.")
+    if personal_data == "mask":
+        raise ConfigError(
+            "--key restores the texts as they were asked, so that nothing stays masked. Leave out "
+            "--personal-data mask, or --key."
+        )
     from preference_data.labelling.files import read_key
 
     read_key(key)
 
 
 def _join(folder: Path, key: Path) -> None:
+    from align.select import joined_in_words
     from preference_data.labelling.files import apply_key
 
-    joined = apply_key(folder, key)
-    say(
-        f"{joined.matched:,} of {joined.judgements:,} judgements answer questions of {key}; "
-        f"{joined.held_out:,}, of the random share, are kept for evaluation."
-    )
+    say(joined_in_words(apply_key(folder, key), key))
 
 
 @app.command()
@@ -209,6 +230,14 @@ def convert(
     max_pairs_per_prompt: Annotated[
         int | None, typer.Option(min=1, help="A random choice of each prompt's pairs.")
     ] = None,
+    min_strength: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Pairs: none that is known to be weaker.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of --max-pairs-per-prompt.")] = 0,
+    split: Annotated[
+        Side | None,
+        typer.Option(help="train leaves out what is held out. If not said: all, marked."),
+    ] = None,
     decided: Annotated[
         bool, typer.Option("--decided", help="Unpaired: winners are good, and losers bad.")
     ] = False,
@@ -219,15 +248,22 @@ def convert(
 ) -> None:
     """Write judgements as rows for a trainer, another service or a spreadsheet."""
     _check_folder(folder)
-    from preference_data.exports import rows_of, write_rows
+    if seed and max_pairs_per_prompt is None:
+        raise ConfigError("--seed draws for --max-pairs-per-prompt; give both, or leave it out.")
+    from preference_data.exports import HeldOut, rows_of, write_rows
     from preference_data.sources.store import read_judgements
 
     options = {
         "ties": ties, "pairs": pairs, "max_pairs_per_prompt": max_pairs_per_prompt,
-        "decided": decided, "neutralise": neutralise,
+        "min_strength": min_strength, "seed": seed, "decided": decided, "neutralise": neutralise,
     }  # fmt: skip
-    rows = rows_of(view, read_judgements(folder), options)
-    say(f"{write_rows(rows, output):,} rows: {output}")
+    held_out = HeldOut(rows_of(view, read_judgements(folder), options, split))
+    say(f"{write_rows(held_out, output):,} rows: {output}")
+    if held_out.rows and split is None:
+        say(
+            f"{held_out.rows:,} of them are held out: their column split says test or validation. "
+            "--split train leaves them out."
+        )
 
 
 @app.command()
@@ -378,20 +414,20 @@ def select(
     debug: Debug = False,
 ) -> None:
     """Choose what to label next: the pairs of answers whose label would tell the models most."""
-    from align.select import check_places, chosen_in_words, write_selection
+    from align.select import check_places, chosen_in_words, load_scores, write_selection
     from preference_data.labelling.files import LABELS_FILE
     from preference_data.labelling.selection import Plan
 
+    if votes != 1 and earlier is None:
+        raise ConfigError("--votes counts the judgements of --earlier; give both, or neither.")
     plan = Plan(count, random_share, repeats, max_per_prompt, votes, seed)
     check_places(source, output, earlier)
     for folder in model:
         _check_folder(folder)
     from align.quiet import quiet_libraries
-    from reward_models import RewardModel
 
     quiet_libraries()
-    models = [RewardModel.load(folder).score for folder in model]
-    selection = write_selection(source, models, plan, output, earlier)
+    selection = write_selection(source, load_scores(model), plan, output, earlier)
     say(f"{chosen_in_words(selection, plan)}\nTo label: {output / LABELS_FILE}")
 
 

@@ -42,10 +42,12 @@ from align.config_steps import (
     PositiveInt,
     PPOTrain,
     Pretrain,
+    RankingTrain,
     Reward,
     RewardTrain,
     Section,
     Step,
+    TextTrain,
     Train,
     folders_of,
     look_up,
@@ -77,9 +79,11 @@ __all__ = [
     "Lora",
     "PPOTrain",
     "Pretrain",
+    "RankingTrain",
     "Reward",
     "RewardTrain",
     "Step",
+    "TextTrain",
     "Tracking",
     "Train",
     "Wandb",
@@ -322,10 +326,12 @@ def build_config(tree: Mapping[str, Any], *, folders: Iterable[Path] = ()) -> Co
 
 
 def load_columns(path: str | Path) -> Columns:
-    """The mapping of a table's columns in a YAML file of its own; the file of its items may lie
-    beside it. Raises ConfigError."""
+    """The mapping of a table's columns in a YAML file of its own, with or without `columns:` above
+    it; the file of its items may lie beside it. Raises ConfigError."""
     path = Path(path)
     tree = _read_mapping(path, "a mapping of columns starts with `prompt: …`")
+    if len(tree) == 1 and isinstance(tree.get("columns"), dict):
+        tree = cast(dict[str, Any], tree["columns"])
     try:
         columns = _validated(TypeAdapter(Columns), Columns, tree)
     except ConfigError as error:
@@ -382,7 +388,7 @@ def _validated(
 
 # --- what pydantic cannot see ---------------------------------------------------------------------
 
-RESERVED_NAMES = ("base", "data", "gold", "splits", "world")
+RESERVED_NAMES = ("base", "data", "gold", "reference_logprobs", "splits", "world")
 """Names that mean something else where a step is named, or folders of the run."""
 
 

@@ -93,8 +93,6 @@ class Train(Section):
     """Stop after so many optimiser steps, whatever num_train_epochs says."""
     train_batch_size: PositiveInt = 32
     """Rows between two optimiser steps, over all ranks."""
-    per_device_train_batch_size: PositiveInt | None = None
-    """Rows of one forward pass on one rank; train_batch_size / ranks by default."""
     learning_rate: PositiveFloat = 1e-4
     """The largest one, after the warm-up."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
@@ -116,6 +114,13 @@ class Train(Section):
         if self.max_steps is not None and self.sets("num_train_epochs"):
             yield "num_train_epochs", "beside max_steps"
 
+
+class TextTrain(Train):
+    """Settings of training on text, token after token."""
+
+    per_device_train_batch_size: PositiveInt | None = None
+    """Rows of one forward pass on one rank; train_batch_size / ranks by default."""
+
     def micro_batch_size(self, world_size: int) -> int:
         """Rows of one forward pass on one rank. Raises ConfigError if the sizes do not divide."""
         per_rank, rest = divmod(self.train_batch_size, world_size)
@@ -132,7 +137,14 @@ class Train(Section):
         return micro
 
 
-class RewardTrain(Train):
+class RankingTrain(Train):
+    """Settings of training on judgements."""
+
+    tokens_per_forward: PositiveInt = 8192
+    """Tokens one forward pass holds on one rank, whole judgements; does not change the result."""
+
+
+class RewardTrain(RankingTrain):
     """Settings of the reward model's training."""
 
     center_coefficient: NonNegativeFloat = 0.01
@@ -141,13 +153,57 @@ class RewardTrain(Train):
     """Assumed share of flipped labels."""
 
 
-class DPOTrain(Train):
+class DPOTrain(RankingTrain):
     """Settings of direct preference optimisation."""
 
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "simpo", "orpo"] = "sigmoid"
+    """What is made of a pair (align/dpo_losses.py): DPO's own, SLiC's hinge, IPO, DPO for flipped
+    labels, and two without a reference, SimPO and ORPO."""
     beta: PositiveFloat = 0.1
-    """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7)."""
+    """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7); in simpo the scale of
+    the rewards, in orpo the weight of the odds ratio beside the likelihood."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of flipped labels (conservative DPO)."""
+    """Assumed share of flipped labels (conservative DPO; under robust, robust DPO)."""
+    margin: NonNegativeFloat = 0.0
+    """By how much the chosen reward is to exceed the rejected one: the offset of ODPO, the gamma of
+    SimPO; in units of beta times nats."""
+    length_normalised: bool = False
+    """Log-ratios are means over the completion's tokens instead of sums."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether a completion counts by its mean over tokens."""
+        return self.length_normalised or self.loss in ("ipo", "simpo", "orpo")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.loss not in ("simpo", "orpo")
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective()
+        if self.loss in ("ipo", "simpo", "orpo") and self.sets("length_normalised"):
+            yield "length_normalised", f"on {self.loss}, which takes means over tokens in any case"
+        if self.loss in ("hinge", "ipo", "orpo"):
+            if self.sets("label_smoothing"):
+                yield "label_smoothing", f"on {self.loss}, only on sigmoid, robust and simpo"
+            if self.sets("margin"):
+                yield "margin", f"on {self.loss}, only on sigmoid, robust and simpo"
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """(option, what is wrong), as `Step.contradictions`."""
+        if self.loss == "robust" and self.label_smoothing == 0:
+            yield (
+                "label_smoothing",
+                "is 0, but loss is robust, which corrects for that share of flipped labels; set "
+                "it, or use sigmoid",
+            )
+        if not self.sets("beta") and (self.loss == "simpo" or self.length_normalised):
+            what = "simpo" if self.loss == "simpo" else "length_normalised"
+            yield (
+                "beta",
+                f"must be set with {what}: its default of 0.1 is for sums over tokens, and means "
+                "need about 2 to 10",
+            )
 
 
 class KL(Section):
@@ -267,7 +323,7 @@ class Step(Section):
         yield from ()
 
 
-def _indivisible(train: Train) -> Iterator[tuple[str, str]]:
+def _indivisible(train: TextTrain) -> Iterator[tuple[str, str]]:
     micro = train.per_device_train_batch_size
     if micro is not None and train.train_batch_size % micro:
         yield (
@@ -282,7 +338,7 @@ class Pretrain(Step):
     kind: Literal["pretrain"]
     data: Name
     """The data source: text."""
-    train: Train = Train()
+    train: TextTrain = TextTrain()
 
     def data_used(self) -> Iterator[tuple[str, str, DataKind]]:
         yield "data", self.data, "text"
@@ -299,7 +355,7 @@ class SFT(Step):
     """The data source: demonstrations, or preferences, whose preferred answers are then used."""
     init: Name = "base"
     """The step it starts from, or `base`."""
-    train: Train = Train()
+    train: TextTrain = TextTrain()
 
     def steps_used(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "init", self.init, ("base", "pretrain")
@@ -327,9 +383,6 @@ class Reward(Step):
     def data_used(self) -> Iterator[tuple[str, str, DataKind]]:
         yield "data", self.data, "preferences"
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
-        yield from _indivisible(self.train)
-
 
 class DPO(Step):
     """Direct preference optimisation against the policy it starts from."""
@@ -338,7 +391,7 @@ class DPO(Step):
     data: Name
     """The data source: preferences."""
     policy: Name = "base"
-    """The step it starts from, or `base`; also the reference."""
+    """The step it starts from, or `base`; also the reference, for losses that have one."""
     train: DPOTrain = DPOTrain()
 
     def steps_used(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -348,7 +401,8 @@ class DPO(Step):
         yield "data", self.data, "preferences"
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
-        yield from _indivisible(self.train)
+        for option, problem in self.train.contradictions():
+            yield f"train.{option}", problem
 
 
 class FunctionReward(Section):

@@ -1,4 +1,4 @@
-"""Losses of policies: pure functions of tensors, an element a row or token out.
+"""Losses of policies and values: pure functions of tensors, an element a token out.
 
 The caller divides by the number of rows or tokens of the whole optimiser step over all ranks, so
 that the gradient does not depend on how the step was split.
@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class LossOutput(NamedTuple):
@@ -18,37 +17,6 @@ class LossOutput(NamedTuple):
 
     loss: Tensor
     metrics: dict[str, Tensor]
-
-
-def dpo(
-    chosen: Tensor,
-    rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-    label: Tensor | float = 1.0,
-) -> LossOutput:
-    """Direct preference optimisation (Rafailov et al. 2023, eq. 7), [P] pairs.
-
-    The first four are log-probabilities summed over the completion, nats; `label` [P] is the
-    probability that the chosen one is better. With `label_smoothing` e it is conservative DPO:
-    (1 - e) l(h) + e l(-h), l = -log sigmoid.
-    """
-    chosen_reward = beta * (chosen - reference_chosen)
-    rejected_reward = beta * (rejected - reference_rejected)
-    margin = chosen_reward - rejected_reward
-    right = label * (1 - label_smoothing) + (1 - label) * label_smoothing
-    loss = -right * F.logsigmoid(margin) - (1 - right) * F.logsigmoid(-margin)
-    return LossOutput(
-        loss,
-        {
-            "dpo/accuracy": (margin > 0).float().detach(),
-            "dpo/margin": margin.detach(),
-            "dpo/chosen_reward": chosen_reward.detach(),
-            "dpo/rejected_reward": rejected_reward.detach(),
-        },
-    )
 
 
 def ppo_policy(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> LossOutput:

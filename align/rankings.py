@@ -17,7 +17,7 @@ from align.losses import LossOutput
 from align.roles import Roles
 from align.stage import StageContext
 from preference_data import views
-from preference_data.batches import Group, PackedBatch, pack
+from preference_data.batches import Group, PackedBatch, pack, split_evenly
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement
 from preference_data.rendering import Renderer, RenderingError
@@ -141,11 +141,10 @@ def fit_rankings(
 ) -> dict[str, float]:
     """Trains `role` on the pairs of `rows`; returns the last metrics.
 
-    1 the step's rows, the same on every rank; 2 in parts, of which each rank takes its share;
-    3 loss / the step's weight; 4 one step; 5 metrics over all ranks.
+    1 the step's rows, the same on every rank; 2 in parts of at most tokens_per_forward, as many on
+    every rank; 3 loss / the step's weight; 4 one step; 5 metrics over all ranks.
     """
     train, engine = context.step.train, context.engine
-    micro = train.micro_batch_size(engine.world_size)
     order = steps_of_rows(len(rows), train, context.seed)
     training = engine.training(
         roles,
@@ -160,11 +159,12 @@ def fit_rankings(
     roles.train()
     for number, indices in enumerate(order, 1):  # 1
         weight = sum(rows[i].weight for i in indices)
-        starts = range(0, len(indices), micro * engine.world_size)
-        for start in starts:  # 2
-            mine = engine.share(indices[start : start + micro * engine.world_size])
-            part = _part_loss(training.module, role, rows, mine, loss, meter, engine)
-            training.backward(part / weight, last=start == starts[-1])  # 3
+        groups = [rows[i].group for i in indices]
+        parts = split_evenly(groups, train.tokens_per_forward, engine.world_size)  # 2
+        mine = engine.share([[indices[i] for i in sorted(part)] for part in parts])
+        for place, part in enumerate(mine, 1):
+            summed = _part_loss(training.module, role, rows, part, loss, meter, engine)
+            training.backward(summed / weight, last=place == len(mine))  # 3
         rate = training.learning_rates[0]
         norm = training.step()  # 4
         meter.step(weight)

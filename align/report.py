@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import write_text
+from align.displacement import remark as displacement_remark
 from align.summary import (
     Row,
     StepRecord,
@@ -51,6 +52,9 @@ def write_report(run_dir: Path) -> Path:
         headline=[rate for step in run.steps for rate in win_rates(step.metrics)],
         forest_chart=forest_chart,
         disagreements=disagreements,
+        displacements=[
+            found for step in run.steps if (found := displacement_remark(step.name, step.metrics))
+        ],
         charts=charts,
         metric_table=metric_table,
         policy_table=policy_table,
@@ -246,6 +250,11 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         LOSS,
         ("Margin", ("dpo/margin",), "chosen reward less rejected reward"),
         ("Accuracy", ("dpo/accuracy",), "chosen reward above rejected reward"),
+        (
+            "Log-ratio to the reference",
+            ("dpo/chosen_logratio", "dpo/rejected_logratio"),
+            "nats per token; both below 0 = displacement",
+        ),
         ("Implicit rewards", ("dpo/chosen_reward", "dpo/rejected_reward"), "β · log π/π_ref"),
         NORM,
     ),

@@ -171,12 +171,7 @@ class Roles(nn.Module):
     def hidden(self, role: str, batch: PackedBatch) -> Tensor:
         """[S, T, D] last hidden states."""
         with self.active(role) as model:
-            return model.base_model(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                attention_mask=batch.attention_mask(),
-                use_cache=False,
-            ).last_hidden_state
+            return model.base_model(**batch.inputs_for(model)).last_hidden_state
 
     def logprobs(self, role: str, batch: PackedBatch, temperature: float = 1.0) -> TokenLogprobs:
         """[N] log-probability and entropy of every completion token."""

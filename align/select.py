@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from align.artifacts import Artifact
+from align.config import ConfigError
 from preference_data.labelling.files import (
+    Joined,
     check_unused,
+    like_formulas,
     too_long_for_excel,
     write_labelling_files,
 )
-from preference_data.labelling.selection import Candidates, Plan, Question, select
+from preference_data.labelling.selection import Candidates, Chosen, Limit, Plan, Question, choose
 from preference_data.quarantine import DataError, Quarantine, Rejected, RowFault, SetAside
 from preference_data.records import Prompt, Response
 from preference_data.sources.carriers import read_rows
@@ -27,6 +31,14 @@ from preference_data.sources.store import (
     read_judgements,
     whole_or_absent,
 )
+
+_LIMITS: dict[Limit, str] = {
+    "max_per_prompt": "of a prompt with as many questions as --max-per-prompt allows",
+    "random_share": "of a prompt of the random share, which no other question may touch",
+    "alike": "of two answers that are all but the same",
+    "judged": "judged already, as often as --votes asks for",
+}
+_ROWS_SHOWN = 10
 
 Score = Callable[[list[Prompt], list[Response]], list[float]]
 """Prompts and the completion beside each, to scores: `RewardModel.score`."""
@@ -55,6 +67,9 @@ class Selection:
     left_out: Mapping[str, int]
     """Rows, answers and prompts in quarantine.jsonl, by reason."""
     too_long_for_excel: int
+    like_formulas: int
+    passed_over: Mapping[Limit, int]
+    """Where fewer pairs are asked than were wanted: the others, by what kept them out."""
 
 
 def check_places(source: str, output: Path, earlier: Path | None) -> None:
@@ -65,6 +80,20 @@ def check_places(source: str, output: Path, earlier: Path | None) -> None:
         raise DataError(f"{earlier}: there is no such folder.")
 
 
+def load_scores(folders: Sequence[Path]) -> list[Score]:
+    """The reward models in these folders. Raises ConfigError for a folder that holds none."""
+    for folder in folders:
+        step = Artifact.load(folder)
+        if step is not None and step.kind != "reward":
+            raise ConfigError(f"--model: {folder} is a step of kind {step.kind}, not reward.")
+    from reward_models import RewardModel
+
+    try:
+        return [RewardModel.load(folder).score for folder in folders]
+    except FileNotFoundError as error:
+        raise ConfigError(f"--model: {error}") from None
+
+
 def write_selection(
     source: str, models: Sequence[Score], plan: Plan, output: Path, earlier: Path | None = None
 ) -> Selection:
@@ -72,10 +101,12 @@ def write_selection(
 
     `source` is a data folder of judgements, or files with rows of `prompt` and `completions` (or
     one `completion` a row). Rows, answers and prompts that cannot be asked about are written to
-    quarantine.jsonl beside the other files. Raises DataError if nothing can be asked, or `output`
-    holds a labels.csv, and OSError if a file cannot be written.
+    quarantine.jsonl beside the other files. Raises DataError if nothing can be asked (then there
+    is at most quarantine.jsonl, and the error names it), or `output` holds a labels.csv, and
+    OSError if a file cannot be written.
     """
     check_unused(output)
+    new = not output.exists()
     judged = list(read_judgements(earlier)) if earlier else []
     output.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(output / QUARANTINE_FILE) as stream:
@@ -88,15 +119,35 @@ def write_selection(
             f"{source} has no prompt with two answers that can be compared{first}. "
             f"See {output / QUARANTINE_FILE}."
         )
-    questions = select(candidates, plan, judged)
-    write_labelling_files(questions, output)
+    try:
+        chosen = choose(candidates, plan, judged)
+    except DataError as error:
+        if quarantine.rows:
+            raise DataError(f"{error} See {output / QUARANTINE_FILE}.") from None
+        _remove_empty(output, new)
+        raise
+    write_labelling_files(chosen.questions, output)
+    return _selection(chosen, candidates, len(models), quarantine)
+
+
+def _remove_empty(output: Path, new: bool) -> None:
+    (output / QUARANTINE_FILE).unlink()
+    if new:
+        output.rmdir()
+
+
+def _selection(
+    chosen: Chosen, candidates: Sequence[Candidates], models: int, quarantine: Quarantine
+) -> Selection:
     return Selection(
-        questions,
+        chosen.questions,
         len(candidates),
         sum(len(one.responses) for one in candidates),
-        len(models),
+        models,
         quarantine.by_reason,
-        too_long_for_excel(questions),
+        too_long_for_excel(chosen.questions),
+        like_formulas(chosen.questions),
+        chosen.passed_over,
     )
 
 
@@ -167,16 +218,51 @@ def chosen_in_words(selection: Selection, plan: Plan) -> str:
         f"{whys['repeat']:,} are asked twice."
     ]
     if asked < plan.count:
-        lines.append(
-            f"There are no more than {asked:,} of the {plan.count:,} wanted under these limits; "
-            "give more prompts, or raise --max-per-prompt."
-        )
+        lines.append(_shortage(selection, plan, asked))
     for reason, count in sorted(selection.left_out.items()):
         lines.append(f"Left out as {reason}: {count:,} (quarantine.jsonl)")
     if selection.too_long_for_excel:
         lines.append(
             f"{selection.too_long_for_excel:,} questions have a text that Excel would cut; have "
             "them labelled in another program."
+        )
+    if selection.like_formulas:
+        lines.append(
+            f"{selection.like_formulas:,} questions have a text that begins with = + - or @, which "
+            "a spreadsheet may change; `align import --key` restores it, as long as the column "
+            "group stays as it is."
+        )
+    return "\n".join(lines)
+
+
+def _shortage(selection: Selection, plan: Plan, asked: int) -> str:
+    """Why there are no more pairs than these, the limit that costs most first."""
+    costs = sorted(selection.passed_over.items(), key=lambda cost: (-cost[1], cost[0]))
+    others = "; ".join(f"{pairs:,} {_LIMITS[limit]}" for limit, pairs in costs)
+    return (
+        f"There are no more than {asked:,} of the {plan.count:,} wanted: "
+        + (f"of the other pairs, {others}. " if others else "every pair is asked. ")
+        + "Give more prompts or answers"
+        + (", or raise --max-per-prompt." if "max_per_prompt" in selection.passed_over else ".")
+    )
+
+
+def joined_in_words(joined: Joined, key: Path) -> str:
+    """What became of labels that came back, in lines for people."""
+    lines = [
+        f"{joined.matched:,} of {joined.judgements:,} judgements answer questions of {key}; "
+        f"{joined.held_out:,}, of the random share, are kept for evaluation."
+    ]
+    if joined.restored:
+        lines.append(
+            f"{joined.restored:,} came back with other texts, which were restored from the key."
+        )
+    if joined.unmatched:
+        rows = ", ".join(map(str, joined.unmatched[:_ROWS_SHOWN]))
+        more = len(joined.unmatched) - _ROWS_SHOWN
+        lines.append(
+            f"{len(joined.unmatched):,} match no question, by id or by text, and stay as they are "
+            f"(row {rows}{f' and {more:,} more' if more > 0 else ''})."
         )
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from align.config import Train
+from align.config import TextTrain
 from align.engine import Engine
 from align.tracking import Tracker
 from preference_data.rendering import Renderer
@@ -19,7 +19,7 @@ def fit_language_model(
     model: torch.nn.Module,
     rows: Sequence[dict[str, list[int]]],
     renderer: Renderer,
-    train: Train,
+    train: TextTrain,
     engine: Engine,
     tracker: Tracker,
     seed: int,

@@ -3,13 +3,14 @@
 A group's prompt is laid out once and each completion after it. A completion attends to the prompt
 and to itself; its positions continue from the prompt. Groups share rows up to a token budget, so
 neither padding nor a repeated prompt is computed. Models are called as they are, with this mask and
-these positions.
+these positions (`PackedBatch.inputs_for`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,23 @@ class PackedBatch:
         # An unused token sees itself: a softmax over nothing would be NaN.
         itself = torch.eye(length, dtype=torch.bool, device=group.device)
         return ((same & visible & earlier) | itself)[:, None]
+
+    def inputs_for(self, model: Any) -> dict[str, Any]:
+        """The arguments of a transformers model that computes each sequence as if it were alone.
+
+        Eager attention adds its mask to the scores, where a bool would count as 0 and 1; it gets 0
+        and the lowest number instead.
+        """
+        mask = self.attention_mask()
+        if model.config._attn_implementation == "eager":
+            lowest = torch.finfo(model.dtype).min
+            mask = mask.new_zeros(mask.shape, dtype=model.dtype).masked_fill(~mask, lowest)
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": mask,
+            "use_cache": False,
+        }
 
     def table(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """[N] values of completion tokens laid out as [B, R]."""

@@ -2,6 +2,8 @@
 
 Rows are JSON objects. Prompts, completions, chosen and rejected are lists of messages, as TRL reads
 them (https://huggingface.co/docs/trl/dataset_formats); it ignores the columns it does not know.
+Of those, `split` is the side that the data's owner put a judgement on, null where on none: what is
+on test or validation is not for training.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -17,14 +20,18 @@ import orjson
 
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Message, Prompt, Response
+from preference_data.splits import split as sides
 
 Ties = Literal["drop", "both"]
 Pairs = Literal["all", "adjacent", "best_worst"]
+Side = Literal["all", "train", "test"]
 RowOf = dict[str, Any]
 
 View = Literal["preference", "listwise", "unpaired", "prompts", "demonstrations", "openai", "table"]
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the start of a formula (OWASP, CSV injection)."""
+
+_STRICTEST = ("test", "validation", "train")
 
 
 def preference_rows(
@@ -36,13 +43,15 @@ def preference_rows(
     min_strength: float | None = None,
     seed: int = 0,
 ) -> Iterator[RowOf]:
-    """Chosen and rejected, one row a pair: prompt, chosen, rejected, target, weight, judgement_id.
+    """One row a pair: prompt, chosen, rejected, target, weight, judgement_id, split.
 
     `target` is the probability that the chosen one is better: 1, the judgement's own, or 0.5 for a
-    tie, which `ties` "both" gives in both orders. `pairs` of a ranking are all that differ in
-    rank, those next to each other, or the best against the worst; their weights add up to the
-    judgement's. `max_pairs_per_prompt` keeps a random choice by `seed`; `min_strength` drops
-    judgements that are weaker, and keeps those that give no strength.
+    tie, which `ties` "both" gives in both orders, also inside a ranking (but not the losers of a
+    best-of, which nobody compared). `pairs` of a ranking are all that differ in rank, those next
+    to each other, or the best against the worst; "all" and "adjacent" come with every tied pair.
+    The weights add up to the judgement's, where both orders of a tied pair count as one pair.
+    `max_pairs_per_prompt` keeps a random choice by `seed`; `min_strength` drops judgements that
+    are weaker, and keeps those that give no strength.
     """
     rows = (
         row
@@ -54,7 +63,7 @@ def preference_rows(
 
 
 def listwise_rows(judgements: Iterable[Judgement]) -> Iterator[RowOf]:
-    """Whole rankings: prompt, completions, ranks (1 = best, None = not ranked), weight."""
+    """Whole rankings: prompt, completions, ranks (1 = best, None = not ranked), weight, split."""
     for judgement in _votes(judgements):
         if any(rank is not None for rank in judgement.ranks):
             yield {
@@ -63,11 +72,12 @@ def listwise_rows(judgements: Iterable[Judgement]) -> Iterator[RowOf]:
                 "ranks": list(judgement.ranks),
                 "weight": judgement.weight,
                 "judgement_id": judgement.id,
+                "split": judgement.split,
             }
 
 
 def unpaired_rows(judgements: Iterable[Judgement], *, decided: bool = False) -> Iterator[RowOf]:
-    """Single answers that are good or bad (KTO): prompt, completion, label.
+    """Single answers that are good or bad (KTO): prompt, completion, label, split.
 
     From thumbs, and from pairs of which both were called good or bad. `decided` also takes the
     winner of a pair as good and the loser as bad.
@@ -81,17 +91,26 @@ def unpaired_rows(judgements: Iterable[Judgement], *, decided: bool = False) -> 
                         "prompt": _messages(judgement.prompt),
                         "completion": _messages(response),
                         "label": label,
+                        "split": judgement.split,
                     }
 
 
 def prompt_rows(judgements: Iterable[Judgement]) -> Iterator[RowOf]:
-    """Every different prompt once, in the order of its first judgement."""
-    for prompt in dict.fromkeys(judgement.prompt for judgement in judgements):
-        yield {"prompt": _messages(prompt)}
+    """Every different prompt once, in the order of its first judgement: prompt, split.
+
+    A prompt with judgements on several sides is held out.
+    """
+    sides: defaultdict[Prompt, set[str | None]] = defaultdict(set)
+    for judgement in judgements:
+        if judgement.gold is None:
+            sides[judgement.prompt].add(judgement.split)
+    for prompt, on in sides.items():
+        split = next((side for side in _STRICTEST if side in on), None)
+        yield {"prompt": _messages(prompt), "split": split}
 
 
 def demonstration_rows(judgements: Iterable[Judgement]) -> Iterator[RowOf]:
-    """The answer that is ranked first alone, or has a thumb up: prompt, completion."""
+    """The answer that is ranked first alone, or has a thumb up: prompt, completion, split."""
     for judgement in judgements:
         best = [rank == 1 for rank in judgement.ranks]
         if judgement.kind == "binary":
@@ -100,11 +119,12 @@ def demonstration_rows(judgements: Iterable[Judgement]) -> Iterator[RowOf]:
             yield {
                 "prompt": _messages(judgement.prompt),
                 "completion": _messages(judgement.responses[best.index(True)]),
+                "split": judgement.split,
             }
 
 
 def openai_rows(judgements: Iterable[Judgement], *, pairs: Pairs = "all") -> Iterator[RowOf]:
-    """Pairs as OpenAI's preference fine-tuning reads them."""
+    """Pairs as OpenAI's preference fine-tuning reads them, with no column beside theirs."""
     for row in preference_rows(judgements, pairs=pairs):
         yield {
             "input": {"messages": row["prompt"], "tools": [], "parallel_tool_calls": True},
@@ -114,29 +134,81 @@ def openai_rows(judgements: Iterable[Judgement], *, pairs: Pairs = "all") -> Ite
 
 
 def table_rows(judgements: Iterable[Judgement], *, neutralise: bool = False) -> Iterator[RowOf]:
-    """Flat rows for people: prompt, response_1.., rank_1.., outcome, annotator, strength, comment.
+    """Flat rows for people, with the columns that an import knows where it can.
 
-    All rows have the columns of the longest ranking. A spreadsheet runs cells that begin with
-    = + - @ as formulas; `neutralise` puts an apostrophe before them, which changes the text.
+    Where all judgements are of two answers: prompt, response_a, response_b, label (A, B, tie,
+    both_good, both_bad or unsure). Where all are thumbs: prompt, completion, label (up or down).
+    Otherwise prompt, response_1.., rank_1.. for as many as the longest ranking has, and the label
+    in a word (`Judgement.label`), which an import does not read beside ranks. After these come
+    annotator, comment, criterion, split and judgement_id; and, if a judgement has them, strength,
+    weight, probability, votes, duration, created_at, group, annotator_kind, and score_a.. or
+    score_1... Conversations are flattened into text.
+
+    A spreadsheet runs cells that begin with = + - @ as formulas; `neutralise` puts an apostrophe
+    before them, which changes the text.
     """
     rows = [judgement for judgement in judgements if judgement.gold is None]
-    places = range(max((len(row.responses) for row in rows), default=0))
+    cells_of = _layout(rows)
+    rare = [name for name, usual in _RARE_FACTS.items() if _any_other(rows, name, usual)]
     for row in rows:
-        cells: RowOf = {"prompt": row.prompt.text}
-        for i in places:
-            there = i < len(row.responses)
-            cells[f"response_{i + 1}"] = row.responses[i].text if there else ""
-        for i in places:
-            cells[f"rank_{i + 1}"] = row.ranks[i] if i < len(row.responses) else None
-        cells |= {
-            "outcome": row.outcome, "annotator": row.annotator, "strength": row.strength,
-            "comment": row.comment, "judgement_id": row.id,
-        }  # fmt: skip
+        cells = {"prompt": row.prompt.text, **cells_of(row)}
+        cells |= {name: getattr(row, name) for name in (*_FACTS, *rare)}
+        cells["judgement_id"] = row.id
         yield {key: _safe(cell) if neutralise else cell for key, cell in cells.items()}
 
 
+_FACTS = ("annotator", "comment", "criterion", "split")
+_RARE_FACTS: dict[str, object] = {
+    "strength": None, "weight": 1.0, "probability": None, "votes": None, "duration": None,
+    "created_at": None, "group": None, "annotator_kind": "human",
+}  # fmt: skip
+"""With what most judgements have there."""
+_SIDES = {"first": "A", "second": "B"}
+
+
+def _any_other(rows: Sequence[Judgement], name: str, usual: object) -> bool:
+    return any(getattr(row, name) != usual for row in rows)
+
+
+def _layout(rows: Sequence[Judgement]) -> Callable[[Judgement], RowOf]:
+    """What gives each row its answers and its verdict, in the same columns for all."""
+    scored = any(row.scores is not None for row in rows)
+    if all(row.kind == "binary" for row in rows):
+        return _thumb_cells
+    if all(len(row.responses) == 2 for row in rows):
+        return lambda row: _pair_cells(row, scored)
+    most = max(len(row.responses) for row in rows)
+    return lambda row: _ranking_cells(row, scored, most)
+
+
+def _thumb_cells(row: Judgement) -> RowOf:
+    return {"completion": row.responses[0].text, "label": "up" if row.label == "good" else "down"}
+
+
+def _pair_cells(row: Judgement, scored: bool) -> RowOf:
+    cells: RowOf = _numbered("response", [one.text for one in row.responses], "ab")
+    cells["label"] = _SIDES.get(row.label, row.label)
+    return cells | _numbered("score", row.scores or (), "ab" if scored else "")
+
+
+def _ranking_cells(row: Judgement, scored: bool, most: int) -> RowOf:
+    names = [str(place) for place in range(1, most + 1)]
+    cells: RowOf = _numbered("response", [one.text for one in row.responses], names)
+    cells |= _numbered("rank", row.ranks, names)
+    cells["label"] = row.label
+    return cells | _numbered("score", row.scores or (), names if scored else ())
+
+
+def _numbered(what: str, values: Sequence[object], names: Sequence[str]) -> RowOf:
+    """One cell a name, empty where there are fewer values."""
+    return {f"{what}_{name}": value for name, value in zip_longest(names, values[: len(names)])}
+
+
 _VIEWS: dict[View, tuple[Callable[..., Iterator[RowOf]], tuple[str, ...]]] = {
-    "preference": (preference_rows, ("ties", "pairs", "max_pairs_per_prompt")),
+    "preference": (
+        preference_rows,
+        ("ties", "pairs", "max_pairs_per_prompt", "min_strength", "seed"),
+    ),
     "listwise": (listwise_rows, ()),
     "unpaired": (unpaired_rows, ("decided",)),
     "prompts": (prompt_rows, ()),
@@ -148,19 +220,56 @@ _UNSET = {"ties": "drop", "pairs": "all"}
 
 
 def rows_of(
-    view: View, judgements: Iterable[Judgement], options: Mapping[str, Any]
+    view: View,
+    judgements: Iterable[Judgement],
+    options: Mapping[str, Any],
+    split: Side | None = None,
 ) -> Iterator[RowOf]:
-    """The rows of a view by its name. Raises DataError for an option that has no effect on it."""
+    """The rows of a view by its name, of one side or, if `split` is not given, of all.
+
+    `split` "train" leaves out what is held out, "test" leaves out the rest; a judgement without a
+    side of its own follows those that begin with the same user turn. Raises DataError for an
+    option that has no effect on the view, and where held-out judgements would become rows that
+    cannot say so.
+    """
     make, used = _VIEWS[view]
     for name, value in options.items():
         if name not in used and value not in (None, False, _UNSET.get(name)):
             fitting = [other for other, (_, uses) in _VIEWS.items() if name in uses]
             raise DataError(f"{name} has no effect on {view}, only on {', '.join(fitting)}.")
+    if split in ("train", "test"):
+        judgements = sides(judgements, 0.0)[split == "test"]
+    elif split is None and view == "openai":
+        judgements = _none_held_out(judgements)
     return make(judgements, **{name: options[name] for name in used if name in options})
 
 
+def _none_held_out(judgements: Iterable[Judgement]) -> Iterator[Judgement]:
+    for judgement in judgements:
+        if judgement.split in ("validation", "test"):
+            raise DataError(
+                "Some judgements are held out, and the rows of openai have no column to say so. "
+                "Leave them out with --split train, or take them with --split all."
+            )
+        yield judgement
+
+
+class HeldOut:
+    """Rows on their way; `rows` counts those on the validation or the test side."""
+
+    def __init__(self, rows: Iterable[RowOf]) -> None:
+        self._rows = rows
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[RowOf]:
+        for row in self._rows:
+            self.rows += row.get("split") in ("validation", "test")
+            yield row
+
+
 def write_rows(rows: Iterable[RowOf], path: Path) -> int:
-    """Writes .jsonl, .csv or .parquet; returns the number of rows.
+    """Writes .jsonl, .csv (with a byte order mark, for Excel) or .parquet; returns the number of
+    rows.
 
     Raises DataError for another suffix, or if there is no row.
     """
@@ -186,10 +295,11 @@ def _votes(judgements: Iterable[Judgement]) -> Iterator[Judgement]:
 
 
 def _pairs_of(judgement: Judgement, ties: Ties, pairs: Pairs) -> list[RowOf]:
-    if judgement.is_tie:
-        found = [(a, b, 0.5) for a, b in _orders(judgement)] if ties == "both" else []
-    else:
-        found = [(a, b, _target(judgement, a)) for a, b in _ranked_pairs(judgement.ranks, pairs)]
+    found = [(a, b, _target(judgement, a), 1.0) for a, b in _ranked_pairs(judgement.ranks, pairs)]
+    if ties == "both" and judgement.kind != "best_of":
+        # Each order is half a pair.
+        found += [(a, b, 0.5, 0.5) for a, b in _tied_pairs(judgement.ranks, pairs)]
+    count = sum(share for *_, share in found)
     prompt = _messages(judgement.prompt)
     return [
         {
@@ -197,16 +307,20 @@ def _pairs_of(judgement: Judgement, ties: Ties, pairs: Pairs) -> list[RowOf]:
             "chosen": _messages(judgement.responses[a]),
             "rejected": _messages(judgement.responses[b]),
             "target": target,
-            "weight": judgement.weight / len(found),
+            "weight": judgement.weight * share / count,
             "judgement_id": judgement.id,
+            "split": judgement.split,
         }
-        for a, b, target in found
+        for a, b, target, share in found
     ]
 
 
-def _orders(judgement: Judgement) -> list[tuple[int, int]]:
-    places = range(len(judgement.responses))
-    return [(a, b) for a in places for b in places if a != b]
+def _tied_pairs(ranks: Sequence[int | None], pairs: Pairs) -> list[tuple[int, int]]:
+    """Places of equal rank, in both orders; the best is the worst only where all are tied."""
+    if pairs == "best_worst" and len({rank for rank in ranks if rank is not None}) > 1:
+        return []
+    places = range(len(ranks))
+    return [(a, b) for a in places for b in places if a != b and ranks[a] == ranks[b] is not None]
 
 
 def _ranked_pairs(ranks: Sequence[int | None], pairs: Pairs) -> list[tuple[int, int]]:
@@ -260,7 +374,7 @@ def _messages(turns: Prompt | Response) -> list[dict[str, str]]:
 
 
 def _safe(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
 
 
 def _write_json_lines(rows: Iterator[RowOf], path: Path) -> int:
@@ -274,7 +388,7 @@ def _write_json_lines(rows: Iterator[RowOf], path: Path) -> int:
 
 def _write_csv(rows: Iterator[RowOf], path: Path) -> int:
     count = 0
-    with open(path, "w", encoding="utf-8", newline="") as stream:
+    with open(path, "w", encoding="utf-8-sig", newline="") as stream:
         for row in rows:
             if not count:
                 csv.writer(stream).writerow(row)

@@ -1,8 +1,9 @@
-"""Conversation to token ids: prompt and completion are tokenised apart, at the template's boundary.
+"""Conversation to token ids, in two parts: a prompt and a completion that begins where it ends.
 
-The same prompt ids are used in training and at inference, so no token ever straddles the boundary
-(tokenise(prompt) + tokenise(completion) != tokenise(prompt + completion) for most tokenizers).
-A completion ends with the end-of-sequence token exactly once.
+The same prompt ids are used in training and at inference. What follows them when the whole
+conversation is tokenised is the completion; where a token would straddle the boundary
+(tokenise(prompt) + tokenise(completion) != tokenise(prompt + completion) for most tokenizers), the
+completion is tokenised apart. It ends with the end-of-sequence token exactly once.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Renderer:
         end = self.tokenizer.eos_token
         text = whole[len(start) :].rstrip()
         text = text if text.endswith(end) else text + end
-        return Rendered(tuple(self._ids(start)), tuple(self._ids(text)))
+        return self._cut(start, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of completion ids, without its end marker."""
@@ -107,6 +108,14 @@ class Renderer:
         return self.tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=generate
         )
+
+    def _cut(self, start: str, text: str) -> Rendered:
+        """Alone, a completion may get a space that it does not have after the prompt: tokenizers
+        of the SentencePiece kind begin every text with one."""
+        prompt, whole = self._ids(start), self._ids(start + text)
+        follows = whole[: len(prompt)] == prompt
+        completion = whole[len(prompt) :] if follows else self._ids(text)
+        return Rendered(tuple(prompt), tuple(completion))
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -152,12 +152,7 @@ class RewardModel:
                     f"{self.scoring.max_length} that this reward model reads"
                 )
             batch = pack([Group(row.prompt, (row.completion,))])
-            hidden = self._model.base_model(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                attention_mask=batch.attention_mask(),
-                use_cache=False,
-            ).last_hidden_state
+            hidden = self._model.base_model(**batch.inputs_for(self._model)).last_hidden_state
             head = self._model.score
             last = hidden.flatten(0, 1).index_select(0, batch.last_at)
             scores += head(last.to(_weight_of(head).dtype)).squeeze(-1).tolist()

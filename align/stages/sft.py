@@ -26,6 +26,7 @@ def run(context: StageContext) -> StageResult:
             context.tracker,
             context.seed,
         )
+    roles.eval()  # dropout, where there is any, is for training alone
     if context.engine.is_main:
         saved = roles.save("policy", context.folder)
         prove_policy(context, roles, "policy", saved, rows[0])

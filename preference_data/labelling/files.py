@@ -6,19 +6,23 @@ both_bad. `label_studio.json` holds the same questions as tasks of Label Studio,
 they come back, the first as a table and the second as Label Studio's export. `key.jsonl` stays
 here: it says why each question was asked.
 
-Texts are verbatim, also where a spreadsheet would take them for a formula.
+Texts are verbatim, also where a spreadsheet would take them for a formula. What a spreadsheet makes
+of them does no harm: the column `group` holds the question's id, by which `apply_key` finds the
+question and restores its texts.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
 
+from preference_data.exports import FORMULA_STARTS
 from preference_data.labelling.selection import Question
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response
@@ -32,7 +36,8 @@ KEY_FILE = "key.jsonl"
 EXCEL_CELL = 32_767
 """Characters of a cell; Excel cuts what is longer."""
 
-_COLUMNS = ("prompt", "response_a", "response_b", "label", "annotator", "comment", "row_id")
+_COLUMNS = ("prompt", "response_a", "response_b", "label", "annotator", "comment", "group")
+_ROW_ID = re.compile("r[0-9a-f]{15}")
 _CONFIG = """\
 <View>
   <Header value="Prompt"/>
@@ -89,6 +94,11 @@ def too_long_for_excel(questions: Sequence[Question]) -> int:
     return sum(any(len(text) > EXCEL_CELL for text in _shown(one)) for one in questions)
 
 
+def like_formulas(questions: Sequence[Question]) -> int:
+    """How many of the questions have a text that a spreadsheet may take for a formula."""
+    return sum(any(text.startswith(FORMULA_STARTS) for text in _shown(one)) for one in questions)
+
+
 def read_key(path: Path) -> list[Question]:
     """The questions in the order in which they are asked; `path` is key.jsonl or its folder.
 
@@ -115,43 +125,103 @@ class Joined:
     """Of a question in the key."""
     held_out: int
     """Of these, of the random share."""
+    restored: int
+    """Of these, those whose texts came back changed."""
+    unmatched: tuple[int, ...]
+    """The row, counted from 1, of each judgement that answers no question of the key."""
 
 
 def apply_key(folder: Path, key: Path) -> Joined:
     """Rewrites a data folder's judgements as answers to the key's questions, in place.
 
-    The folder was imported from what labellers sent back. A judgement of a question gets its
-    prompt and responses as they were before they were flattened into text, where each was shown,
-    and, if the pair is of the random share, the test side: it is kept for evaluation. Others stay
-    as they are. Raises DataError if a file is missing or no record of ours.
+    The folder was imported from what labellers sent back. A judgement's question is found by its
+    id, which came back as the judgement's group, or where it has none by the texts. The judgement
+    gets its prompt and responses as they were before they were flattened into text and went
+    through other programs, where each was shown, and, if the pair is of the random share, the test
+    side: it is kept for evaluation. Others stay as they are.
+
+    Raises DataError, and changes nothing, if a file is missing or no record of ours, if no
+    judgement answers a question, or if an id is not in the key or stands beside the texts of
+    another question.
     """
-    questions = read_key(key)
-    asked = {_shown_ids(_flat(question)): question for question in questions}
-    drawn = {question.item_id for question in questions if question.why == "random"}
-    judgements = list(read_judgements(folder))
-    found = [asked.get(_shown_ids(judgement)) for judgement in judgements]
+    questions = _Questions(read_key(key), key)
+    answers = [(one, questions.of(one)) for one in read_judgements(folder)]
+    matched = [(one, question) for one, question in answers if question is not None]
+    if not matched:
+        raise DataError(
+            f"None of the {len(answers):,} judgements of {folder} answers a question of {key}. "
+            "Give the key that was written with the labelling files."
+        )
     with record_sink(folder, "preferences") as sink:
-        for judgement in _joined(judgements, found, drawn):
-            sink.write(judgement.to_json())
-    matched = [question for question in found if question is not None]
-    held_out = sum(question.item_id in drawn for question in matched)
-    return Joined(len(judgements), len(matched), held_out)
+        for judgement, question in answers:
+            joined = judgement if question is None else questions.answer(judgement, question)
+            sink.write(joined.to_json())
+    return Joined(
+        judgements=len(answers),
+        matched=len(matched),
+        held_out=sum(question.id in questions.held_out for _, question in matched),
+        restored=sum(not _verbatim(judgement, question) for judgement, question in matched),
+        unmatched=tuple(
+            one.source.row if one.source else place
+            for place, (one, question) in enumerate(answers, start=1)
+            if question is None
+        ),
+    )
 
 
-def _joined(
-    judgements: Sequence[Judgement], questions: Sequence[Question | None], drawn: set[str]
-) -> Iterator[Judgement]:
-    for judgement, question in zip(judgements, questions, strict=True):
+class _Questions:
+    """The questions of a key, by their id and by the texts that were shown."""
+
+    def __init__(self, questions: Sequence[Question], key: Path) -> None:
+        self._by_id = {question.id: question for question in questions}
+        self._by_text = {_shown_ids(_flat(question)): question for question in questions}
+        self._key = key
+        drawn = {question.item_id for question in questions if question.why == "random"}
+        self.held_out = {question.id for question in questions if question.item_id in drawn}
+
+    def of(self, judgement: Judgement) -> Question | None:
+        """The question that the judgement answers, None if it is none of the key."""
+        id = judgement.group or ""
+        shown = _shown_ids(judgement)
+        question = self._by_id.get(id) if len(judgement.responses) == 2 else None
         if question is None:
-            yield judgement
-        else:
-            yield replace(
-                judgement,
-                prompt=question.prompt,
-                responses=question.responses,
-                position=(0, 1),
-                split="test" if question.item_id in drawn else judgement.split,
+            if _ROW_ID.fullmatch(id) and id not in self._by_id:
+                raise DataError(
+                    f"{_place(judgement)}: {self._key} has no question {id}. Give the key that was "
+                    "written with these labelling files."
+                )
+            return self._by_text.get(shown)
+        if not _verbatim(judgement, question) and self._of_another(shown, question):
+            raise DataError(
+                f"{_place(judgement)}: the group {id} stands beside the texts of another question, "
+                "or its answers in the other order, so that the label's answer cannot be told. Put "
+                "every cell back into its own row and column."
             )
+        return question
+
+    def answer(self, judgement: Judgement, question: Question) -> Judgement:
+        return replace(
+            judgement,
+            prompt=question.prompt,
+            responses=question.responses,
+            position=(0, 1),
+            split="test" if question.id in self.held_out else judgement.split,
+        )
+
+    def _of_another(self, shown: tuple[str, ...], question: Question) -> bool:
+        prompt, first, second = _shown_ids(_flat(question))
+        return shown in self._by_text or shown == (prompt, second, first)
+
+
+def _verbatim(judgement: Judgement, question: Question) -> bool:
+    """Whether the texts are those of the question, flattened or, once restored, not."""
+    whole = replace(judgement, prompt=question.prompt, responses=question.responses)
+    return _shown_ids(judgement) in (_shown_ids(_flat(question)), _shown_ids(whole))
+
+
+def _place(judgement: Judgement) -> str:
+    source = judgement.source
+    return f"{source.file}, row {source.row} (line {source.line})" if source else "A judgement"
 
 
 def _shown_ids(judgement: Judgement) -> tuple[str, ...]:
@@ -172,7 +242,7 @@ def _shown(question: Question) -> tuple[str, str, str]:
 
 def _task(question: Question) -> Mapping[str, str]:
     prompt, first, second = _shown(question)
-    return {"prompt": prompt, "answer1": first, "answer2": second, "row_id": question.id}
+    return {"prompt": prompt, "answer1": first, "answer2": second, "group": question.id}
 
 
 def _table(questions: Sequence[Question]) -> str:

@@ -37,6 +37,9 @@ from preference_data.splits import opening
 from preference_data.votes.table import ContentIds, Floats, Ints
 
 Why = Literal["random", "informative", "repeat"]
+Limit = Literal["judged", "alike", "random_share", "max_per_prompt"]
+"""What keeps a pair from being asked: its votes, two answers that are all but the same, a prompt
+that the random share is drawn from, or enough other pairs of its prompt."""
 
 _REASONS = get_args(Why)
 _MOST_REPEATS = 1 / 3
@@ -144,10 +147,27 @@ class Question:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What is asked, and what of the rest could not be."""
+
+    questions: list[Question]
+    """In the order in which they are asked; fewer than planned if there are no more."""
+    passed_over: Mapping[Limit, int]
+    """Where there are fewer: the other pairs, by what kept them from being asked."""
+
+
 def select(
     candidates: Sequence[Candidates], plan: Plan, earlier: Iterable[Judgement] = ()
 ) -> list[Question]:
-    """The questions in the order in which they are asked; fewer than planned if there are no more.
+    """The questions that `choose` finds, in the order in which they are asked."""
+    return choose(candidates, plan, earlier).questions
+
+
+def choose(
+    candidates: Sequence[Candidates], plan: Plan, earlier: Iterable[Judgement] = ()
+) -> Chosen:
+    """The questions to ask, and why there are no more of them.
 
     No pair is asked that people have judged `plan.votes` times in `earlier`, nor one of two
     answers that near-duplicate detection takes for the same. Every prompt stands in `candidates`
@@ -162,13 +182,15 @@ def select(
     if not len(open_pairs):
         raise DataError(
             f"There is no pair to ask: of {len(pairs.prompt)} pairs, people have judged all. Ask "
-            "for more votes on each, or give other answers."
+            "for more votes on each (--votes), or give other answers."
         )
     choice = _Choice(candidates, pairs, plan.max_per_prompt)
     order = rng.permutation(open_pairs)
-    drawn = choice.take(order, round(plan.random_share * plan.count))  # 2
+    share = round(plan.random_share * plan.count)
+    drawn = choice.take(order, share)  # 2
+    barred = set(choice.taken)
     ranked = order[np.argsort(-pairs.information[order], kind="stable")]
-    sought = choice.take(ranked, plan.count - len(drawn), barred=set(choice.taken))  # 3
+    sought = choice.take(ranked, plan.count - len(drawn), barred)  # 3
     if not drawn and not sought:
         raise DataError("There is no pair to ask: the answers of each prompt are all but the same.")
     chosen = drawn + sought
@@ -178,7 +200,13 @@ def select(
         for place, turn in zip(chosen, turned, strict=True)
     ]
     questions[: len(drawn)] = [replace(one, why="random") for one in questions[: len(drawn)]]
-    return _with_repeats(questions, plan, rng)  # 4
+    passed_over: Counter[Limit] = Counter()
+    if len(chosen) < plan.count:
+        # A share that came out too small was not short of prompts, but of pairs of them.
+        left = np.setdiff1d(open_pairs, chosen)
+        passed_over = choice.limits(left, barred if len(drawn) == share else ())
+        passed_over["judged"] = len(pairs.prompt) - len(open_pairs)
+    return Chosen(_with_repeats(questions, plan, rng), +passed_over)  # 4
 
 
 def on_one_scale(differences: Floats) -> Floats:
@@ -303,16 +331,28 @@ class _Choice:
             if len(found) < count:
                 self._look_through(self._pairs.prompt[some].tolist())
             for place in some.tolist():
-                if len(found) < count and self._may_be_asked(place, barred):
+                if len(found) < count and self._limit(place, barred) is None:
                     self.taken[self._keys[self._pairs.prompt[place]]] += 1
                     found.append(place)
         return found
 
-    def _may_be_asked(self, place: int, barred: Collection[str]) -> bool:
+    def limits(self, places: Ints, barred: Collection[str]) -> Counter[Limit]:
+        """How many of these pairs are kept from being asked by what; all have been offered."""
+        counts: Counter[Limit] = Counter()
+        for place in places.tolist():
+            limit = self._limit(place, barred)
+            if limit is not None:
+                counts[limit] += 1
+        return counts
+
+    def _limit(self, place: int, barred: Collection[str]) -> Limit | None:
         prompt = int(self._pairs.prompt[place])
         key, clusters = self._keys[prompt], self._known[prompt]
-        alike = clusters[self._pairs.first[place]] == clusters[self._pairs.second[place]]
-        return key not in barred and self.taken[key] < self._most and not alike
+        if clusters[self._pairs.first[place]] == clusters[self._pairs.second[place]]:
+            return "alike"
+        if key in barred:
+            return "random_share"
+        return "max_per_prompt" if self.taken[key] >= self._most else None
 
     def _look_through(self, prompts: Iterable[int]) -> None:
         """Notes for each answer of these prompts to which near duplicates it belongs."""

@@ -53,7 +53,10 @@ def as_short_text(value: object, name: str) -> str | None:
         return value.strip() or None
     if value is None:
         return None
-    if not isinstance(value, int):
+    # pandas writes 3.0 into a column of ids that has blanks; beyond 2**53 it rounds them.
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
         raise RowFault("wrong_type", f"{name} is {shown(value)}, not text or a whole number.")
     return str(value)
 
@@ -159,13 +162,18 @@ def as_date(value: object, name: str, format: str | None = None) -> str | None:
     return date
 
 
-def as_label(value: object, name: str) -> str:
-    """A label as text: JSON's true as "true", 1.0 as "1". Raises RowFault where there is none."""
+def as_word(value: object, name: str) -> str | None:
+    """One of a few values, as text: JSON's true as "true", 1.0 as "1"; None where blank."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
-    label = as_short_text(value, name)
+    return as_short_text(value, name)
+
+
+def as_label(value: object, name: str) -> str:
+    """The same of a label. Raises SetAside where it is blank: nobody judged the row."""
+    label = as_word(value, name)
     if label is None:
         raise SetAside("label_missing", f"{name} is empty.")
     return label
@@ -181,8 +189,8 @@ def plain_label(label: str) -> str:
 
 
 def is_blank(value: object) -> bool:
-    """No value, or text that is empty."""
-    return value is None or value == ""
+    """No value, or text that is nothing but space."""
+    return value is None or (isinstance(value, str) and _is_blank(value))
 
 
 def shown(value: object) -> str:
@@ -197,6 +205,7 @@ _FLAGS = {
     "0": False, "0.0": False, "false": False, "": False,
 }  # fmt: skip
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?", re.ASCII)
+_EXACT = 2**53
 
 
 def _is_blank(text: str) -> bool:

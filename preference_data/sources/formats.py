@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
 
 from preference_data.quarantine import DataError, Rejected
 from preference_data.sources.carriers import read_rows
-from preference_data.sources.carriers.files import Reading, find_files
+from preference_data.sources.carriers.files import Reading, find_files, passed_over
 from preference_data.sources.carriers.rows import Row, convert_rows
 from preference_data.sources.columns.label_tables import read_label_table
 from preference_data.sources.finishing import Finishing
@@ -194,6 +195,10 @@ def read_records(
     reader = _reader(kind, format)
     if reading.columns and not FORMATS[format].uses_columns:
         raise DataError(f"columns has no effect on the format {format!r}. Leave one of them out.")
+    if unread := passed_over(path):
+        names = ", ".join(str(file.relative_to(Path(path).expanduser())) for file in unread[:5])
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        reading.note(f"Not read, beside the other files of {path}: {names}{more}.")
     rows = read_rows(find_files(path), reading)
     if finishing is None or finishing.does_nothing:
         return format, reader(rows, reading)

@@ -608,3 +608,65 @@ def test_the_package_offers_the_pipeline_and_nothing_that_it_has_not(pipeline: F
     assert align.Pipeline is sys.modules["align.pipeline"].Pipeline
     with pytest.raises(AttributeError, match="module 'align' has no attribute 'Pipline'"):
         align.Pipline  # noqa: B018
+
+
+# --- convert -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A data folder: a training pair, a test pair, and a strong pair without a side."""
+    lines = ["p,x,y,A,train,0.2", "q,x,y,B,test,0.9", "r,x,y,A,,0.9"]
+    table = "\n".join(["prompt,response_a,response_b,label,split,strength", *lines, ""])
+    (tmp_path / "labels.csv").write_text(table)
+    command = ["import", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "data")]
+    assert main(command) == 0
+    return tmp_path / "data"
+
+
+def converted(folder: Path, *options: str) -> list[dict[str, Any]]:
+    output = folder / "rows.jsonl"
+    assert main(["convert", str(folder), str(output), *options]) == 0
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_convert_marks_what_is_held_out_and_says_so(judged: Path, capsys: Any):
+    capsys.readouterr()
+    assert [row["split"] for row in converted(judged)] == ["train", "test", None]
+    assert capsys.readouterr().out.splitlines() == [
+        f"3 rows: {judged / 'rows.jsonl'}",
+        "1 of them are held out: their column split says test or validation. --split train leaves "
+        "them out.",
+    ]
+    assert [row["split"] for row in converted(judged, "--split", "train")] == ["train", None]
+    assert [row["split"] for row in converted(judged, "--split", "test")] == ["test"]
+    assert "held out" not in capsys.readouterr().out
+
+
+def test_convert_leaves_out_what_is_weaker(judged: Path):
+    rows = converted(judged, "--min-strength", "0.5")
+    assert [row["prompt"][0]["content"] for row in rows] == ["q", "r"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "1"], "--seed draws for --max-pairs-per-prompt; give both, or leave it out."),
+        (
+            ["--view", "listwise", "--min-strength", "0.5"],
+            "min_strength has no effect on listwise, only on preference.",
+        ),
+        (
+            ["--view", "openai"],
+            "Some judgements are held out, and the rows of openai have no column to say so. Leave "
+            "them out with --split train, or take them with --split all.",
+        ),
+    ],
+)
+def test_convert_refuses_what_would_have_no_effect_or_not_be_seen(
+    judged: Path, options: list[str], message: str, capsys: Any
+):
+    capsys.readouterr()
+    assert main(["convert", str(judged), str(judged / "rows.jsonl"), *options]) == 2
+    assert capsys.readouterr() == ("", message + "\n")
+    assert not (judged / "rows.jsonl").exists()

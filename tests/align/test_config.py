@@ -11,7 +11,7 @@ from align.config import (
     Config,
     ConfigError,
     Lora,
-    Train,
+    TextTrain,
     build_config,
     json_schema,
     load_columns,
@@ -176,12 +176,12 @@ def test_plain_data_is_complete_and_reads_back_under_the_file_s_names():
 
 def test_micro_batches_divide_the_batch_exactly():
     """32 rows over 2 ranks are 16 a rank, in forward passes of 16, or of 4 when asked for."""
-    assert Train(train_batch_size=32).micro_batch_size(2) == 16
-    assert Train(train_batch_size=32, per_device_train_batch_size=4).micro_batch_size(2) == 4
+    assert TextTrain(train_batch_size=32).micro_batch_size(2) == 16
+    assert TextTrain(train_batch_size=32, per_device_train_batch_size=4).micro_batch_size(2) == 4
     with pytest.raises(ConfigError, match=r"^train_batch_size 32 does not divide by 3 ranks\.$"):
-        Train(train_batch_size=32).micro_batch_size(3)
+        TextTrain(train_batch_size=32).micro_batch_size(3)
     with pytest.raises(ConfigError, match="32 does not divide the 16 rows that a rank takes"):
-        Train(train_batch_size=32, per_device_train_batch_size=32).micro_batch_size(2)
+        TextTrain(train_batch_size=32, per_device_train_batch_size=32).micro_batch_size(2)
 
 
 def test_a_source_is_read_as_the_richest_kind_that_is_asked_of_it():
@@ -276,6 +276,20 @@ strength: {column: sure, lowest: 1, highest: 5}
         prompt="info.question", responses=Matching("ans_(.+)"), ranks=Matching("rank_(.+)"),
         criterion=Constant("helpful"), strength=Graded("sure", 1.0, 5.0),
     )  # fmt: skip
+
+
+def test_a_mapping_may_be_copied_with_the_line_above_it(tmp_path: Path):
+    text = "columns:\n  prompt: question\n  scale: [1, 2, 3]\n"
+    assert load_columns(write(tmp_path, text)) == Columns(prompt="question", scale=(1, 2, 3))
+    with pytest.raises(ConfigError, match="columns is not a known key"):
+        load_columns(write(tmp_path, text + "label: better\n"))
+
+
+def test_columns_that_say_themselves_which_is_better(tmp_path: Path):
+    text = "prompt: question\nresponses: [chosen, rejected]\nbest: first\n"
+    assert load_columns(write(tmp_path, text)).best == "first"
+    text = 'responses: [response]\nlabel: rating\nthumbs: {"1": up, "0": down}\n'
+    assert load_columns(write(tmp_path, text)).thumbs == {"1": "up", "0": "down"}
 
 
 def test_the_items_of_a_form_may_lie_beside_its_mapping(tmp_path: Path):

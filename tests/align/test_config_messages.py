@@ -43,7 +43,7 @@ QUOTES = "it must be text; put it in quotes if it is meant as text."
 
 UNKNOWN_KEY = {
     "sed=3": "sed is not a known key; did you mean 'seed'? Allowed here: base, data, deepspeed, "
-    "lora, name, output_dir, seed, steps, tracking, world.",
+    "lora, name, near_duplicates, output_dir, seed, steps, tracking, world.",
     "lora.rank=3": "lora.rank is not a known key. Allowed here: alpha, dropout, r, target_modules.",
     "steps.sft.train.learning_rat=1": "steps.sft.train.learning_rat is not a known key; did you "
     f"mean 'learning_rate'? Allowed here: {TRAIN_OPTIONS}.",
@@ -164,8 +164,6 @@ CONTRADICTION = {
     "'sft'.",
     "steps.sft.train.per_device_train_batch_size=5": "steps.sft.train.per_device_train_batch_size "
     "is 5, which does not divide train_batch_size 32.",
-    "steps.dpo.train.per_device_train_batch_size=64": "steps.dpo.train.per_device_train_batch_size "
-    "is 64, which does not divide train_batch_size 32.",
     "steps.ppo.train.minibatches=65": "steps.ppo.train.minibatches is 65, but an iteration has only "
     "64 responses.",
 }

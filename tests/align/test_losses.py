@@ -1,11 +1,8 @@
-"""Policy losses: hand numbers, limits, gradients, and TRL as a second opinion."""
+"""Losses of PPO: hand numbers, limits, gradients."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,143 +11,9 @@ from torch import Tensor
 
 from align import losses
 
-LOG_2 = math.log(2.0)
-
 
 def tensor(*values: float) -> Tensor:
     return torch.tensor(values)
-
-
-# --- DPO ------------------------------------------------------------------------------------------
-
-
-def test_dpo_with_the_reference_as_policy_is_log_2():
-    """h = 0 whatever the log-probabilities; the accuracy is 0, for nothing is preferred yet."""
-    chosen, rejected = tensor(-10.0, -3.0), tensor(-20.0, -1.0)
-    output = losses.dpo(chosen, rejected, chosen, rejected, beta=0.1)
-    torch.testing.assert_close(output.loss, tensor(LOG_2, LOG_2))
-    for name in ("accuracy", "margin", "chosen_reward", "rejected_reward"):
-        assert output.metrics[f"dpo/{name}"].tolist() == [0.0, 0.0]
-
-
-def test_dpo_by_hand():
-    """beta .5; log-ratios 2 and -1: rewards 1 and -.5, h = 1.5.
-
-    -log sigmoid(1.5) = log(1 + e^-1.5) = log(1.22313016) = .2014133.
-    With smoothing .1: .9 * .2014133 + .1 * (.2014133 + 1.5) = .3514133.
-    """
-    arguments = (tensor(-3.0), tensor(-6.0), tensor(-5.0), tensor(-5.0))
-    output = losses.dpo(*arguments, beta=0.5)
-    torch.testing.assert_close(output.loss, tensor(0.2014133), rtol=0, atol=1e-6)
-    assert output.metrics["dpo/chosen_reward"].tolist() == [1.0]
-    assert output.metrics["dpo/rejected_reward"].tolist() == [-0.5]
-    assert output.metrics["dpo/margin"].tolist() == [1.5]
-    assert output.metrics["dpo/accuracy"].tolist() == [1.0]
-    smooth = losses.dpo(*arguments, beta=0.5, label_smoothing=0.1)
-    torch.testing.assert_close(smooth.loss, tensor(0.3514133), rtol=0, atol=1e-6)
-
-
-def test_dpo_of_the_opposite_opinion():
-    """l(-h) - l(h) = h: swapping chosen and rejected costs exactly the margin."""
-    generator = torch.Generator().manual_seed(0)
-    c, r, rc, rr = torch.randn(4, 7, generator=generator)
-    there, back = losses.dpo(c, r, rc, rr, 0.3), losses.dpo(r, c, rr, rc, 0.3)
-    torch.testing.assert_close(
-        back.loss - there.loss, there.metrics["dpo/margin"], rtol=0, atol=1e-6
-    )
-
-
-def test_conservative_dpo_has_its_minimum_at_the_labels_certainty():
-    """d/dh [(1 - e) l(h) + e l(-h)] = sigmoid(h) - (1 - e): 0 at h = log((1 - e) / e) = log 9."""
-    chosen = tensor(math.log(9.0)).requires_grad_()
-    zero = tensor(0.0)
-    losses.dpo(chosen, zero, zero, zero, beta=1.0, label_smoothing=0.1).loss.sum().backward()
-    assert chosen.grad is not None
-    assert float(chosen.grad) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_dpo_gradient():
-    """dl/d chosen = -beta sigmoid(-h), at h = 0: -beta / 2; the rejected one's is the opposite."""
-    chosen, rejected = tensor(-4.0).requires_grad_(), tensor(-5.0).requires_grad_()
-    losses.dpo(chosen, rejected, tensor(-4.0), tensor(-5.0), beta=0.1).loss.sum().backward()
-    assert chosen.grad is not None and rejected.grad is not None
-    assert float(chosen.grad) == pytest.approx(-0.05, abs=1e-7)
-    assert float(rejected.grad) == pytest.approx(0.05, abs=1e-7)
-
-
-def test_dpo_stays_finite_far_out():
-    output = losses.dpo(tensor(-1e4, 1e4), tensor(0.0, 0.0), tensor(0.0, 0.0), tensor(0.0, 0.0), 1)
-    assert output.loss.tolist() == [1e4, 0.0]
-
-
-class Fixed:
-    """A language model to TRL: gives the log-probabilities that it was made with."""
-
-    training = True
-
-    def __init__(self, logprobs: Tensor):
-        self.logprobs = logprobs
-
-    def __call__(self, **inputs: Any) -> SimpleNamespace:
-        zeros = torch.zeros_like(self.logprobs)
-        return SimpleNamespace(  # TRL reports the last three; they are not looked at here
-            log_probs=self.logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
-        )
-
-
-def test_dpo_equals_trl():
-    """TRL's own DPOTrainer loss on 3 pairs of 4 tokens; it averages, so ours is averaged too."""
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    generator = torch.Generator().manual_seed(1)
-    policy = -torch.rand(6, 4, generator=generator) * 3
-    reference = -torch.rand(6, 4, generator=generator) * 3
-    loss, metrics = _trl_dpo(DPOTrainer, policy, reference, beta=0.7)
-    sums, reference_sums = policy.sum(1), reference.sum(1)
-    ours = losses.dpo(sums[:3], sums[3:], reference_sums[:3], reference_sums[3:], beta=0.7)
-    assert float(ours.loss.mean()) == pytest.approx(loss, abs=1e-6)
-    for name, other in (
-        ("chosen_reward", "chosen"), ("rejected_reward", "rejected"), ("margin", "margins"),
-        ("accuracy", "accuracies"),
-    ):  # fmt: skip
-        mean = float(ours.metrics[f"dpo/{name}"].mean())
-        assert mean == pytest.approx(metrics[f"rewards/{other}"][0], abs=1e-6)
-
-
-def _trl_dpo(
-    trainer: Any, policy: Tensor, reference: Tensor, beta: float
-) -> tuple[float, dict[str, list[float]]]:
-    """`DPOTrainer._compute_loss` with as much of a trainer around it as it looks at."""
-    same = SimpleNamespace(
-        device=torch.device("cpu"),
-        gather_for_metrics=lambda value: value,
-        gather=lambda value: value,
-    )
-    stub = SimpleNamespace(
-        model=Fixed(policy),
-        accelerator=same,
-        aux_loss_enabled=False,
-        ld_alpha=None,
-        precompute_ref_logps=True,
-        f_divergence_type="reverse_kl",
-        loss_types=["sigmoid"],
-        loss_weights=[1.0],
-        beta=beta,
-        label_smoothing=0.0,
-        use_weighting=False,
-        _metrics={"train": defaultdict(list)},
-        _total_train_tokens=0,
-        _tp_size=1,
-    )
-    inputs = {
-        "input_ids": torch.ones(6, 5, dtype=torch.long),
-        "attention_mask": torch.ones(6, 5, dtype=torch.long),
-        "completion_mask": torch.tensor([[0, 1, 1, 1, 1]] * 6),
-        "ref_chosen_logps": reference.sum(1)[:3],
-        "ref_rejected_logps": reference.sum(1)[3:],
-    }
-    loss = float(trainer._compute_loss(stub, stub.model, inputs, False))
-    return loss, stub._metrics["train"]
 
 
 # --- PPO: the policy ------------------------------------------------------------------------------
@@ -244,7 +107,6 @@ def test_value_without_a_clip_is_half_the_squared_error():
 def test_metrics_carry_no_gradient():
     grown = tensor(0.1, 0.2).requires_grad_()
     outputs = (
-        losses.dpo(grown, tensor(0.0, 0.0), tensor(0.0, 0.0), tensor(0.0, 0.0), 0.1),
         losses.ppo_policy(grown, tensor(0.0, 0.0), tensor(1.0, 1.0), 0.2),
         losses.ppo_value(grown, tensor(0.0, 0.0), tensor(1.0, 1.0), 0.2),
     )

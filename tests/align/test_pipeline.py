@@ -370,15 +370,19 @@ def test_near_duplicates_of_two_sources_are_on_one_side(tmp_path: Path):
     for name, text in prompts.items():
         row = {"prompt": " ".join(text), "completion": "Yes."}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    run = Pipeline(
-        config(
-            tmp_path / "run",
-            data={name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("first", "second")},
-            steps={"sft": {"kind": "sft", "data": "first", "train": TRAIN | {"max_steps": 1}}},
-            data__first__test_fraction=0.0,
-        )
+    settings = tree(
+        tmp_path / "run",
+        data={
+            name: {"path": str(tmp_path / f"{name}.jsonl"), "test_fraction": 0.0}
+            for name in ("first", "second")
+        },
+        steps={
+            f"on_{name}": {"kind": "sft", "data": name, "train": {**TRAIN, "max_length": 1024}}
+            for name in ("first", "second")
+        },
     )
-    run.run()
+    del settings["world"]
+    Pipeline(build_config(settings)).run()
     clusters = json.loads((tmp_path / "run" / "splits" / "clusters.json").read_text())
     assert len(clusters) == 2 and len(set(clusters.values())) == 1
     from preference_data.near_duplicates import Clusters

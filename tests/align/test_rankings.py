@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.config import Lora, Train
+from align.config import Lora, RankingTrain
 from align.engine import Engine
 from align.losses import LossOutput
 from align.rankings import (
@@ -105,7 +105,7 @@ def test_flat_numbers_go_back_to_their_rows():
 def test_every_row_comes_once_an_epoch():
     """7 rows in steps of 3 for 3 epochs: 7 steps, all full, each row 3 times; the first 7 rows
     drawn are one whole epoch, the next 7 another in another order."""
-    steps = steps_of_rows(7, Train(num_train_epochs=3, train_batch_size=3), seed=1)
+    steps = steps_of_rows(7, RankingTrain(num_train_epochs=3, train_batch_size=3), seed=1)
     assert [len(step) for step in steps] == [3] * 7
     flat = [row for step in steps for row in step]
     epochs = [flat[:7], flat[7:14], flat[14:]]
@@ -125,13 +125,13 @@ def test_every_row_comes_once_an_epoch():
     ],
 )
 def test_number_of_steps(settings: dict[str, Any], rows: int, steps: int):
-    found = steps_of_rows(rows, Train(**settings), seed=0)
+    found = steps_of_rows(rows, RankingTrain(**settings), seed=0)
     assert len(found) == steps
     assert {len(step) for step in found} == {settings["train_batch_size"]}
 
 
 def test_the_order_follows_from_the_seed():
-    train = Train(train_batch_size=5)
+    train = RankingTrain(train_batch_size=5)
     assert steps_of_rows(50, train, 1) == steps_of_rows(50, train, 1)
     assert steps_of_rows(50, train, 1) != steps_of_rows(50, train, 2)
 
@@ -168,7 +168,7 @@ def trained(
     }  # fmt: skip
     logged: list[dict[str, float]] = []
     context: Any = SimpleNamespace(
-        step=SimpleNamespace(train=Train(**given)),
+        step=SimpleNamespace(train=RankingTrain(**given)),
         engine=Engine(),
         seed=3,
         tracker=SimpleNamespace(log=lambda number, metrics: logged.append(metrics)),
@@ -178,10 +178,11 @@ def trained(
 
 
 def test_micro_batches_change_nothing(make_roles: Callable[..., Roles]):
-    """4 rows a step at once, two by two, or one by one: parameters and metrics to 1e-5."""
+    """4 rows a step at once, in parts of about 30 tokens, or one by one: parameters and metrics to
+    1e-5."""
     at_once, lines = trained(make_roles)
-    for size in (2, 1):
-        parts, part_lines = trained(make_roles, per_device_train_batch_size=size)
+    for tokens in (30, 1):
+        parts, part_lines = trained(make_roles, tokens_per_forward=tokens)
         for ours, theirs in zip(
             parts.parameters_of("reward"), at_once.parameters_of("reward"), strict=True
         ):
@@ -198,7 +199,7 @@ def test_first_metrics_are_weighted_means_over_the_rows(make_roles: Callable[...
     roles.add("reward", fresh=True, trainable=True, head=ScalarHead(32))
     _, lines = trained(make_roles)
     loss = margin = weight = 0.0
-    train = Train(train_batch_size=4, max_steps=3)
+    train = RankingTrain(train_batch_size=4, max_steps=3)
     for row in (ROWS[i] for i in steps_of_rows(len(ROWS), train, seed=3)[0]):
         with torch.no_grad():
             scores = [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from align.artifacts import Artifact
 from align.cli import main
 from preference_data.labelling.files import read_key
 from preference_data.records import Judgement, Prompt, Response
@@ -125,8 +126,8 @@ def test_what_cannot_be_asked_is_left_out_and_said(select: Callable[..., str], t
     assert printed.splitlines()[:-1] == [
         "3 pairs of 3 prompts with 6 answers: 3 informative (0.840 to 0.840 bits, by the model's "
         "own doubt), 0 at random; 0 are asked twice.",
-        "There are no more than 3 of the 4 wanted under these limits; give more prompts, or raise "
-        "--max-per-prompt.",
+        "There are no more than 3 of the 4 wanted: every pair is asked. Give more prompts or "
+        "answers.",
         "Left out as empty_prompt: 1 (quarantine.jsonl)",
         "Left out as empty_response: 1 (quarantine.jsonl)",
         "Left out as no_answers: 2 (quarantine.jsonl)",
@@ -145,6 +146,33 @@ def test_what_cannot_be_asked_is_left_out_and_said(select: Callable[..., str], t
         (7, "not_a_list"),
         (9, "no_answers"),
     ]
+
+
+def test_select_says_which_limit_left_too_few(select: Callable[..., str], tmp_path: Path):
+    """Two prompts of three pairs. With one of each: the other four are over the limit. With all of
+    one prompt and one random pair: the other two pairs of its prompt are not to be touched."""
+    options = ["--count", "6", "--repeats", "0"]
+    printed = select(samples(2), *options, "--random-share", "0", "--max-per-prompt", "1")
+    assert printed.splitlines()[1] == (
+        "There are no more than 2 of the 6 wanted: of the other pairs, 4 of a prompt with as many "
+        "questions as --max-per-prompt allows. Give more prompts or answers, or raise "
+        "--max-per-prompt."
+    )
+    (tmp_path / "task" / "labels.csv").unlink()
+    printed = select(samples(2), *options, "--random-share", "0.17", "--max-per-prompt", "3")
+    assert printed.splitlines()[1] == (
+        "There are no more than 4 of the 6 wanted: of the other pairs, 2 of a prompt of the random "
+        "share, which no other question may touch. Give more prompts or answers."
+    )
+
+
+def test_select_says_what_a_spreadsheet_may_change(select: Callable[..., str]):
+    rows = [{"prompt": "p", "completions": ["=1", "xxx"]}, {"prompt": "q", "completions": ANSWERS}]
+    printed = select(rows, "--count", "3", "--random-share", "0")
+    assert (
+        "1 questions have a text that begins with = + - or @, which a spreadsheet may change; "
+        "`align import --key` restores it, as long as the column group stays as it is."
+    ) in printed.splitlines()
 
 
 def test_a_data_folder_gives_its_answers_and_earlier_judgements(
@@ -200,6 +228,36 @@ def test_the_labels_come_back_by_import(select: Callable[..., str], tmp_path: Pa
         assert len(best.text) == min(len(response.text) for response in one.responses)
 
 
+def test_labels_that_a_spreadsheet_changed_come_back_whole(
+    select: Callable[..., str], tmp_path: Path, capsys: Any
+):
+    """A space at the end of one answer, a prompt without its last letter, a row of its own."""
+    select(samples(3), "--count", "3", "--random-share", "0.34", "--repeats", "0")
+    task, edited = tmp_path / "task", tmp_path / "edited.csv"
+    with open(task / "labels.csv", encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        row["label"] = "A"
+    rows[0]["response_a"] += " "
+    rows[1]["prompt"] = rows[1]["prompt"][:-1]
+    rows.append({**rows[2], "prompt": "mine", "group": ""})
+    with open(edited, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    command = ["import", str(edited), "--output", str(tmp_path / "data"), "--key", str(task)]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f"3 of 4 judgements answer questions of {task}; 1, of the random share, are kept for "
+        "evaluation.",
+        "2 came back with other texts, which were restored from the key.",
+        "1 match no question, by id or by text, and stay as they are (row 4).",
+    ]
+    judgements = list(read_judgements(tmp_path / "data"))
+    assert [one.item_id for one in judgements[:3]] == [row.item_id for row in read_key(task)]
+    assert [one.split for one in judgements].count("test") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -207,6 +265,10 @@ def test_the_labels_come_back_by_import(select: Callable[..., str], tmp_path: Pa
         (["--count", "1", "--repeats", "0.5"], "repeats lies between 0 and 1/3, not at 0.5."),
         (["--count", "1", "--model", "none"], "none: there is no such folder."),
         (["--count", "1", "--earlier", "none"], "none: there is no such folder."),
+        (
+            ["--count", "1", "--votes", "3"],
+            "--votes counts the judgements of --earlier; give both, or neither.",
+        ),
     ],
 )
 def test_select_says_what_does_not_fit(
@@ -221,6 +283,45 @@ def test_select_looks_for_its_rows_before_it_loads_a_model(
 ):
     said = select(tmp_path / "none.jsonl", "--count", "1", models=("unknown",))
     assert said.startswith(f"There is no file {tmp_path / 'none.jsonl'}")
+
+
+def test_select_wants_reward_steps(select: Callable[..., str], tmp_path: Path):
+    step = Artifact("sft", "sft", tmp_path / "sft", "0" * 16, {})
+    step.path.mkdir()
+    step.save()
+    said = select(samples(2), "--count", "1", models=("long", "sft"))
+    assert said == f"--model: {tmp_path / 'sft'} is a step of kind sft, not reward.\n"
+    assert not (tmp_path / "task").exists()
+
+
+def test_select_says_that_a_folder_holds_no_model(tmp_path: Path, capsys: Any):
+    (tmp_path / "samples.jsonl").write_text('{"prompt": "p", "completions": ["x", "xx"]}\n')
+    (tmp_path / "empty").mkdir()
+    command = ["select", str(tmp_path / "samples.jsonl"), "--model", str(tmp_path / "empty")]
+    assert main([*command, "--output", str(tmp_path / "task"), "--count", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"--model: {tmp_path / 'empty'} holds no reward model (no scoring.json).\n"
+
+
+def test_a_selection_that_finds_nothing_leaves_nothing_unsaid(
+    select: Callable[..., str], tmp_path: Path, capsys: Any
+):
+    """All is judged: no folder is left. With a row that was refused, its file is named."""
+    table = tmp_path / "judged.csv"
+    table.write_text("prompt,response_a,response_b,label\np0,x,xx,A\n")
+    assert main(["import", str(table), "--output", str(tmp_path / "data")]) == 0
+    capsys.readouterr()
+    earlier = ["--count", "1", "--earlier", str(tmp_path / "data")]
+    row = {"prompt": "p0", "completions": ["x", "xx"]}
+    sentence = (
+        "There is no pair to ask: of 1 pairs, people have judged all. Ask for more votes on each "
+        "(--votes), or give other answers."
+    )
+    assert select([row], *earlier) == f"{sentence}\n"
+    assert not (tmp_path / "task").exists()
+    said = select([row, {"prompt": "q"}], *earlier)
+    assert said == f"{sentence} See {tmp_path / 'task' / 'quarantine.jsonl'}.\n"
+    assert rejects(tmp_path / "task") == [(2, "no_answers")]
 
 
 def test_select_does_not_write_over_labels(select: Callable[..., str], tmp_path: Path):
@@ -247,6 +348,11 @@ def test_select_says_why_there_is_nothing_to_ask(select: Callable[..., str], tmp
         (
             ["--key", "k", "--kind", "text"],
             "--key joins judgements; it has no effect on text. Leave it out.",
+        ),
+        (
+            ["--key", "k", "--personal-data", "mask"],
+            "--key restores the texts as they were asked, so that nothing stays masked. Leave out "
+            "--personal-data mask, or --key.",
         ),
     ],
 )

@@ -113,14 +113,14 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         step=SimpleNamespace(train=train), engine=engine, seed=0, tracker=clock
     )
     if is_dpo:
-        roles.add("reference")
         roles.add("policy", fresh=True, trainable=True)
         clock.start()  # the reference pass counts
-        reference = dpo._sums(context, roles, "reference", rows)
+        roles.eval()
+        reference = dpo._sums(context, roles, rows)
         fit_rankings(
             context, roles, "policy", rows,
             lambda module, batch, pairs, found: dpo._loss(
-                context, module, batch, pairs, torch.cat([reference[i] for i in found])
+                train, module, batch, pairs, torch.cat([reference[i] for i in found])
             ),
         )  # fmt: skip
     else:
@@ -181,10 +181,14 @@ def trl(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         train_sampling_strategy="group_by_length" if arguments.grouped else "random",
     )  # fmt: skip
     kind = "CAUSAL_LM" if is_dpo else "SEQ_CLS"
-    loader = transformers.AutoModelForCausalLM if is_dpo else (
-        transformers.AutoModelForSequenceClassification
+    loader = (
+        transformers.AutoModelForCausalLM
+        if is_dpo
+        else (transformers.AutoModelForSequenceClassification)
     )
-    model = loader.from_pretrained(folder, dtype=torch.float32, **({} if is_dpo else {"num_labels": 1}))
+    model = loader.from_pretrained(
+        folder, dtype=torch.float32, **({} if is_dpo else {"num_labels": 1})
+    )
     adapter = LoraConfig(
         r=16, lora_alpha=32, target_modules="all-linear", task_type=kind,
         modules_to_save=None if is_dpo else ["score"],

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from preference_data import import_data, read_judgements
 from preference_data.labelling.files import (
     apply_key,
+    like_formulas,
     read_key,
     too_long_for_excel,
     write_labelling_files,
@@ -106,7 +108,7 @@ def test_the_table_holds_the_texts_verbatim_and_nothing_of_the_key(
             "label": "",
             "annotator": "",
             "comment": "",
-            "row_id": one.id,
+            "group": one.id,
         }
         for one in asked
     ]
@@ -120,12 +122,12 @@ def test_label_studio_gets_the_same_questions_and_an_interface_for_them(
 ):
     tasks = json.loads((tmp_path / "task" / "label_studio.json").read_text(encoding="utf-8"))
     assert [list(task) for task in tasks] == [["data"]] * 13
-    assert [task["data"]["row_id"] for task in tasks] == [one.id for one in asked]
+    assert [task["data"]["group"] for task in tasks] == [one.id for one in asked]
     assert tasks[0]["data"] == {
         "prompt": asked[0].prompt.text,
         "answer1": asked[0].responses[0].text,
         "answer2": asked[0].responses[1].text,
-        "row_id": asked[0].id,
+        "group": asked[0].id,
     }
     view = ElementTree.parse(tmp_path / "task" / "label_studio_config.xml").getroot()
     assert {text.get("value") for text in view.iter("Text")} == {"$prompt", "$answer1", "$answer2"}
@@ -166,6 +168,21 @@ def test_texts_that_excel_cuts_are_counted(asked: list[Question]):
     long = replace(asked[0], responses=(asked[0].responses[0], cut))
     fitting = replace(asked[0], responses=(fits, asked[0].responses[1]))
     assert too_long_for_excel([long, fitting, *asked]) == 1
+
+
+def test_texts_that_a_spreadsheet_may_run_are_counted(asked: list[Question]):
+    plain = replace(
+        asked[0],
+        prompt=Prompt.from_text("1 = 1"),
+        responses=(Response.from_text("a"), Response.from_text("a-b")),
+    )
+    risky = [
+        replace(plain, prompt=Prompt.from_text(f"{sign}1"), responses=plain.responses)
+        for sign in "=+-@"
+    ]
+    answer = replace(plain, responses=(plain.responses[0], Response.from_text("- a")))
+    assert like_formulas([plain]) == 0
+    assert like_formulas([plain, *risky, answer]) == 5
 
 
 # --- what comes back -----------------------------------------------------------------------------
@@ -225,8 +242,90 @@ def test_judgements_of_something_else_stay_as_they_are(asked: list[Question], tm
     before = import_labels(path, tmp_path / "data")
     joined = apply_key(tmp_path / "data", tmp_path / "task")
     after = list(read_judgements(tmp_path / "data"))
-    assert (joined.judgements, joined.matched) == (14, 13)
+    assert (joined.judgements, joined.matched, joined.unmatched) == (14, 13, (14,))
     assert after[-1] == before[-1]
+
+
+def change(path: Path, places: dict[int, dict[str, str]]) -> None:
+    """Replaces cells of these rows of a table, counted from 0."""
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for place, cells in places.items():
+        rows[place] |= cells
+    with open(path, "w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_id_finds_questions_whose_texts_a_spreadsheet_changed(
+    asked: list[Question], tmp_path: Path
+):
+    path = fill_in(tmp_path / "task", prefers_longer)
+    drawn = [place for place, one in enumerate(asked) if one.why == "random"]
+    rows = rows_of(tmp_path / "task")
+    changed = {
+        drawn[0]: {"response_a": rows[drawn[0]]["response_a"] + " "},
+        drawn[1]: {"prompt": rows[drawn[1]]["prompt"][:-1], "response_b": "#NAME?"},
+    }
+    change(path, changed)
+    before = import_labels(path, tmp_path / "data")
+    joined = apply_key(tmp_path / "data", tmp_path / "task")
+    after = list(read_judgements(tmp_path / "data"))
+    assert (joined.matched, joined.restored, joined.unmatched) == (13, 2, ())
+    assert [one.item_id for one in before] != [one.item_id for one in asked]
+    assert [one.item_id for one in after] == [one.item_id for one in asked]
+    assert [one.responses for one in after] == [one.responses for one in asked]
+    assert [one.ranks for one in after] == [one.ranks for one in before]
+    assert {after[place].split for place in drawn} == {"test"}
+    # A second time finds nothing to restore.
+    again = apply_key(tmp_path / "data", tmp_path / "task")
+    assert (again.matched, again.restored) == (13, 0)
+    assert list(read_judgements(tmp_path / "data")) == after
+
+
+def test_without_an_id_the_texts_find_the_question_and_what_they_do_not_find_is_listed(
+    asked: list[Question], tmp_path: Path
+):
+    path = fill_in(tmp_path / "task", prefers_longer)
+    change(path, {place: {"group": ""} for place in range(13)})
+    change(path, {4: {"prompt": "Another?"}, 6: {"prompt": "And another?", "group": "mine"}})
+    import_labels(path, tmp_path / "data")
+    joined = apply_key(tmp_path / "data", tmp_path / "task")
+    assert (joined.matched, joined.restored, joined.unmatched) == (11, 0, (5, 7))
+
+
+def test_an_id_that_the_key_does_not_have_is_refused(asked: list[Question], tmp_path: Path):
+    path = fill_in(tmp_path / "task", prefers_longer)
+    change(path, {2: {"group": "r" + "0" * 15}})
+    before = import_labels(path, tmp_path / "data")
+    with pytest.raises(DataError, match=r"ann\.csv, row 3 \(line \d+\): .* has no question r0{15}"):
+        apply_key(tmp_path / "data", tmp_path / "task")
+    assert list(read_judgements(tmp_path / "data")) == before
+
+
+def test_an_id_beside_the_texts_of_another_question_is_refused(
+    asked: list[Question], tmp_path: Path
+):
+    """A column that was sorted alone, and answers that changed places."""
+    rows = rows_of(tmp_path / "task")
+    count = Counter(one.item_id for one in asked)
+    once = next(place for place, one in enumerate(asked) if count[one.item_id] == 1)
+    swapped = {"response_a": rows[once]["response_b"], "response_b": rows[once]["response_a"]}
+    for changed in ({0: {"group": asked[1].id}, 1: {"group": asked[0].id}}, {once: swapped}):
+        path = fill_in(tmp_path / "task", prefers_longer)
+        change(path, changed)
+        import_labels(path, tmp_path / "data")
+        with pytest.raises(DataError, match="stands beside the texts of another question"):
+            apply_key(tmp_path / "data", tmp_path / "task")
+
+
+def test_a_key_of_other_questions_is_refused(asked: list[Question], tmp_path: Path):
+    (tmp_path / "other.csv").write_text("prompt,response_a,response_b,label\np,a,b,A\n")
+    before = import_labels(tmp_path / "other.csv", tmp_path / "data")
+    with pytest.raises(DataError, match=r"None of the 1 judgements of .* answers a question"):
+        apply_key(tmp_path / "data", tmp_path / "task")
+    assert list(read_judgements(tmp_path / "data")) == before
 
 
 def test_conversations_are_shown_as_text_and_restored_by_the_key(tmp_path: Path):
@@ -296,8 +395,8 @@ def test_so_does_its_flat_export(asked: list[Question], tmp_path: Path):
     path = tmp_path / "export.csv"
     with open(path, "w", encoding="utf-8", newline="") as stream:
         names = [
-            "annotation_id", "annotator", "answer1", "answer2", "better", "created_at", "id",
-            "lead_time", "prompt", "row_id", "updated_at",
+            "annotation_id", "annotator", "answer1", "answer2", "better", "created_at", "group",
+            "id", "lead_time", "prompt", "updated_at",
         ]  # fmt: skip
         writer = csv.DictWriter(stream, names, quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()

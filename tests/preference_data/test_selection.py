@@ -15,6 +15,7 @@ from preference_data.labelling.selection import (
     Candidates,
     Plan,
     Question,
+    choose,
     information,
     on_one_scale,
     select,
@@ -398,3 +399,36 @@ def test_a_plan_out_of_range_is_refused(options: dict[str, Any], message: str):
 def test_candidates_that_do_not_fit_are_refused(texts: list[str], scores: Any):
     with pytest.raises(ValueError, match=r"answers|score"):
         Candidates(Prompt.from_text("p"), tuple(map(Response.from_text, texts)), scores)
+
+
+def test_what_kept_the_other_pairs_from_being_asked_is_counted():
+    """p: 3 pairs, 1 judged, 1 may be asked. q: its 2 answers are all but the same. r: 1 pair.
+
+    Of 2 questions, p gives one and r the other; p's third pair is over the limit.
+    """
+    long = "a sentence that is long enough to be compared with another one, word by word"
+    given = [
+        candidates("p", (0.0,), (1.0,), (3.0,)),
+        Candidates(
+            Prompt.from_text("q"),
+            (Response.from_text(long), Response.from_text(long + ".")),
+            ((0.0,), (1.0,)),
+        ),
+        candidates("r", (0.0,), (1.0,)),
+    ]
+    judged = [Judgement(given[0].prompt, given[0].responses[:2], (1, 2))]
+    chosen = choose(given, bare(5, max_per_prompt=1), judged)
+    assert len(chosen.questions) == 2
+    assert chosen.passed_over == {"judged": 1, "alike": 1, "max_per_prompt": 1}
+    assert choose(given, bare(2, max_per_prompt=1), judged).passed_over == {}
+
+
+def test_prompts_of_the_random_share_are_a_limit_of_their_own():
+    """Two prompts of three pairs: one random pair bars the other two of its prompt."""
+    given = [candidates(name, (0.0,), (1.0,), (3.0,)) for name in "pq"]
+    chosen = choose(given, bare(6, random_share=1 / 6, max_per_prompt=3))
+    assert len(chosen.questions) == 4
+    assert chosen.passed_over == {"random_share": 2}
+    # All of them random: then the limit of a prompt is what binds.
+    chosen = choose(given, bare(6, random_share=1.0, max_per_prompt=2))
+    assert (len(chosen.questions), chosen.passed_over) == (4, {"max_per_prompt": 2})

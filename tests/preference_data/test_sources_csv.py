@@ -156,14 +156,93 @@ def test_a_missing_column_is_named_with_those_found_and_the_nearest(here):
 
 
 def test_several_missing_columns_are_named_at_once(here):
-    assert error(write("prompt,response_1,response_2,rank1,rank_2\np,x,y,1,2\n")) == (
-        'labels.csv has no column "rank_1" (nearest: "rank1"); it has prompt, response_1, '
-        "response_2, rank1, rank_2. Rename the column, or map with columns.ranks."
+    assert error(write("prompt,response_1,response_2,rnk_1,rank_2\np,x,y,1,2\n")) == (
+        'labels.csv has no column "rank_1" (nearest: "rnk_1"); it has prompt, response_1, '
+        "response_2, rnk_1, rank_2. Rename the column, or map with columns.ranks."
     )
     assert error(write("text\nx\n")) == (
         'labels.csv has no columns "prompt", "response_a", "response_b", "label"; it has text. '
         "Rename the columns, or map with columns.prompt, columns.responses, columns.label."
     )
+
+
+def test_no_column_is_suggested_twice_nor_one_that_is_read_before_one_that_is_not(here):
+    """response_a is as near to response_b as response_2 is, but it is an answer already."""
+    assert error(write("prompt,response_a,response_2,label\np,x,y,A\n")).startswith(
+        'labels.csv has no column "response_b" (nearest: "response_2"); it has prompt, '
+    )
+    assert error(write("prompt,respond_x,label\np,x,A\n")).startswith(
+        'labels.csv has no columns "response_a" (nearest: "respond_x"), "response_b"; it has '
+    )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Prompt,Response_A,Response_B,Label,Annotator",
+        "PROMPT,Response A,Response B,LABEL,annotator",
+        "prompt,response-a,responseB,label, ANNOTATOR",
+    ],
+)
+def test_the_usual_names_in_other_spellings(here, header):
+    ((judgement,), rejects) = read(write(header + "\np,x,y,B,w\n"))
+    assert rejects == []
+    assert (cells(judgement), judgement.label, judgement.annotator) == (
+        ["p", "x", "y"], "second", "w",
+    )  # fmt: skip
+
+
+def test_numbered_answers_and_ranks_in_other_spellings(here):
+    text = "Prompt,Response 1,Response 2,Response 3,Rank-1,Rank-2,Rank-3\np,x,y,z,2,3,1\n"
+    (judgement,) = read(write(text))[0]
+    assert (cells(judgement), judgement.ranks) == (["p", "x", "y", "z"], (2, 3, 1))
+
+
+def test_two_spellings_of_one_name_are_not_chosen_between(here):
+    assert error(write("Prompt,PROMPT,response_a,response_b,label\np,q,x,y,A\n")).startswith(
+        'labels.csv has no column "prompt" (nearest: "'
+    )
+
+
+def test_a_third_answer_is_not_left_out_without_a_word(here):
+    text = "prompt,response_a,response_b,response_c,label\np,x,y,z,A\n"
+    assert error(write(text)) == (
+        "labels.csv has response_c beside response_a and response_b. Name the answers that were "
+        "compared with columns.responses."
+    )
+    columns = Columns(responses=("response_a", "response_b"))
+    assert len(read(write(text), columns=columns)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "header", "missing"),
+    [
+        ("demonstrations", "question,answer", 'columns "prompt", "completion"'),
+        ("demonstrations", "prompt,answer", 'column "completion"'),
+        ("prompts", "question,answer", 'column "prompt"'),
+        ("text", "question,answer", 'column "text"'),
+    ],
+)
+def test_a_table_of_another_kind_without_its_column_names_those_it_has(here, kind, header, missing):
+    _, items = read_records(write(header + "\np,x\n"), kind, "auto", Reading())
+    with pytest.raises(DataError) as caught:
+        list(items)
+    plural = "s" if "columns" in missing else ""
+    assert str(caught.value) == (
+        f"labels.csv has no {missing}; it has {header.replace(',', ', ')}. Rename the column"
+        f"{plural}."
+    )
+
+
+def test_an_object_that_lacks_the_prompt_is_set_aside_when_the_first_has_it(here):
+    path = write('{"prompt": "p"}\n{"question": "q"}\n{"prompt": null}\n', "p.jsonl")
+    _, items = read_records(path, "prompts", "auto", Reading())
+    (_, lacking, blank) = items
+    assert (lacking.reason, lacking.detail) == (
+        "column_missing",
+        'row 2 (line 2): there is no column "prompt", only question.',
+    )
+    assert blank.reason == "empty_prompt"
 
 
 def test_a_mapped_column_that_is_not_there(here):
@@ -178,7 +257,8 @@ def test_an_unknown_label_is_set_aside_with_row_value_and_allowed_values(here):
     assert len(judgements) == 1
     assert (reject.row, reject.line, reject.reason) == (2, 3, "label_unknown")
     assert reject.detail == (
-        "row 2 (line 3): the label 'C' is not one of A, B, tie, both_bad, both_good."
+        "row 2 (line 3): the label 'C' is not one of A, B, tie, both_bad, both_good; "
+        "columns.labels can say what it means."
     )
     assert reject.raw == {"prompt": "p", "response_a": "x", "response_b": "y", "label": "C"}
 
@@ -186,8 +266,9 @@ def test_an_unknown_label_is_set_aside_with_row_value_and_allowed_values(here):
 @pytest.mark.parametrize("label", ["0", "1", "2", "-1", "1.5"])
 def test_the_meaning_of_a_number_is_never_guessed(here, label):
     assert error(write(HEADER + f"p,x,y,A\np,x,y,{label}\n")) == (
-        f"labels.csv, row 2 (line 3): the label '{label}' has no agreed meaning. Give it one with "
-        'columns.labels, such as {"0": "first", "1": "second"}.'
+        f"labels.csv, row 2 (line 3): the label '{label}' has no agreed meaning. Say with "
+        f"columns.labels whether '{label}' is first, second or tie, with columns.scale that it is "
+        "a grade, or with columns.label_is that it is the better answer's number."
     )
 
 

@@ -131,6 +131,86 @@ def test_optional_columns_that_cannot_be_read(here, column, value, reason, sente
     assert bad(table(f"{PAIR},{column}", f"p,x,y,A,{value}")) == (reason, sentence)
 
 
+def test_cells_of_nothing_but_space_are_blank(here):
+    """A blank split, side or control is none; a blank label alone sets its row aside."""
+    shown = Shown("left", {"A": "first", "B": "second"})
+    path = table(PAIR + ",split,right,left", "p,x,y,A, ,\t, ", "p,x,y, ,,,")
+    (judgement,), (reject,) = read(path, gold="right", shown_first=shown)
+    assert (judgement.label, judgement.split, judgement.gold, judgement.position) == (
+        "first", None, None, None,
+    )  # fmt: skip
+    assert (reject.reason, reject.expected) == ("label_missing", True)
+
+
+@pytest.mark.parametrize(
+    ("annotator", "expected"),
+    [(3.0, "3"), (-0.0, "0"), (7, "7"), (None, None), (float(2**53), "9007199254740992")],
+)
+def test_ids_that_were_written_as_whole_floats(here, annotator, expected):
+    row = {"prompt": "p", "response_a": "x", "response_b": "y", "label": "A"}
+    (judgement,) = good(objects({**row, "annotator": annotator}))
+    assert judgement.annotator == expected
+
+
+@pytest.mark.parametrize("annotator", [True, False, 2.5, 1e300, [1]])
+def test_what_is_no_id(here, annotator):
+    row = {"prompt": "p", "response_a": "x", "response_b": "y", "label": "A"}
+    reason, sentence = bad(objects({**row, "annotator": annotator}))
+    assert (reason, sentence) == (
+        "wrong_type", f"annotator is {annotator!r}, not text or a whole number.",
+    )  # fmt: skip
+
+
+def test_weights_groups_and_controls_need_no_mapping(here):
+    weighed, control = good(table(PAIR + ",weight,Group,gold", "p,x,y,A,2.5,t1,", "p,x,y,A,,,B"))
+    assert (weighed.weight, weighed.group, weighed.gold) == (2.5, "t1", None)
+    assert (control.weight, control.group, control.gold) == (1.0, None, (2, 1))
+
+
+def test_places_need_no_mapping_where_they_are_a_list(here):
+    row = {"prompt": "p", "answers": ["x", "y"], "ranks": [1, 2], "position": [1, 0]}
+    (judgement,) = good(objects(row), responses="answers", ranks="ranks")
+    assert judgement.position == (1, 0)
+
+
+def test_a_column_that_is_mapped_has_no_second_meaning(here):
+    path = table("prompt,response_a,response_b,gold,weight", "p,x,y,A,0.5")
+    (judgement,) = good(path, label="gold", strength="weight")
+    assert (judgement.gold, judgement.weight, judgement.strength) == (None, 1.0, 0.5)
+
+
+def notes(path: str, **options) -> list[str]:
+    reading = Reading(Columns(**options) if options else None)
+    read_all(path, reading)
+    return reading.notes
+
+
+def test_columns_that_are_not_read_are_noted_once(here):
+    path = table(PAIR + ",rater,confidence,position", "p,x,y,A,w,5,1", "q,x,y,A,w,5,1")
+    assert notes(path) == [
+        "Not read in labels.csv: rater, confidence, position; map them if they matter."
+    ]
+    assert notes(path, annotator="rater", strength="confidence", group="position") == []
+    many = ",".join(f"c{n}" for n in range(12))
+    assert notes(table(f"{PAIR},{many}", "p,x,y,A" + "," * 12)) == [
+        "Not read in labels.csv: c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 2 more; map them if "
+        "they matter."
+    ]
+
+
+def test_what_later_objects_have_beside_is_noted_at_the_end(here):
+    row = {"prompt": "p", "response_a": "x", "response_b": "y", "label": "A", "id": 1}
+    assert notes(objects(row, {**row, "who": "w"}, {**row, "sure": 1, "who": "v"})) == [
+        "Not read in labels.jsonl: id; map them if they matter.",
+        "Not read in some rows: who, sure; map them if they matter.",
+    ]
+
+
+def test_a_path_into_a_column_reads_it(here):
+    row = {"prompt": "p", "response_a": "x", "response_b": "y", "label": "A", "meta": {"who": "w"}}
+    assert notes(objects(row), annotator="meta.who") == []
+
+
 # --- labels --------------------------------------------------------------------------------------
 
 VOCABULARIES = [
@@ -217,6 +297,69 @@ def test_an_even_scale_has_no_tie_and_a_short_one_no_strength(here):
     assert [j.strength for j in judgements] == pytest.approx([1.0, 1 / 3, 1 / 3, 1.0])
     short = good(table(PAIR, "p,x,y,left", "p,x,y,none"), scale=("left", "none", "right"))
     assert [(j.label, j.strength) for j in short] == [("first", None), ("tie", None)]
+
+
+def test_a_scale_of_numbers_is_a_scale_of_their_words(here):
+    judgements = good(
+        table(PAIR, "p,x,y,1", "p,x,y,2.0", "p,x,y,3", "p,x,y,5"), scale=(1, 2.0, 3, 4, 5)
+    )
+    assert [(j.label, j.strength, j.scale) for j in judgements] == [
+        ("first", 1.0, "1..5"), ("first", 0.5, "1..5"), ("tie", None, "1..5"),
+        ("second", 1.0, "1..5"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("label", ["Response A", "3 stars"])
+def test_a_label_in_other_words_has_a_remedy(here, label):
+    assert bad(table(PAIR, f"p,x,y,{label}")) == (
+        "label_unknown",
+        f"the label '{label}' is not one of A, B, tie, both_bad, both_good; columns.labels can say "
+        "what it means.",
+    )
+
+
+def test_the_better_answer_may_have_a_column_of_its_own(here):
+    path = table("question,chosen,rejected,who", "p,x,y,w", "p,x,x,w", "p,,y,w")
+    judgements, rejects = read(
+        path, prompt="question", responses=("chosen", "rejected"), best="first", annotator="who"
+    )
+    assert [(j.label, texts(j), j.annotator) for j in judgements] == [("first", ["x", "y"], "w")]
+    assert [reject.reason for reject in rejects] == ["identical_responses", "empty_response"]
+    (second,) = good(table("prompt,bad,good", "p,y,x"), responses=("bad", "good"), best="second")
+    assert (second.label, second.ranks) == ("second", (2, 1))
+
+
+def test_the_best_of_several_columns(here):
+    path = table("prompt,good,bad_1,bad_2", "p,x,y,z")
+    (judgement,) = good(path, responses=("good", "bad_1", "bad_2"), best="first")
+    assert (judgement.kind, judgement.ranks) == ("best_of", (1, 2, 2))
+
+
+def test_thumbs_on_single_answers(here):
+    path = table(
+        "prompt,response,rating,user",
+        "p,x,1,u", "p,y,0,", "p,z,1.0,u", "p,y,,u", "p,y,2,u", "p,,1,u",
+    )  # fmt: skip
+    judgements, rejects = read(
+        path, responses=("response",), label="rating", thumbs={"1": "up", "0": "down"},
+        annotator="user",
+    )  # fmt: skip
+    assert [(j.kind, j.scores, j.ranks, j.annotator) for j in judgements] == [
+        ("binary", (1.0,), (None,), "u"), ("binary", (0.0,), (None,), None),
+        ("binary", (1.0,), (None,), "u"),
+    ]  # fmt: skip
+    assert [(reject.reason, reject.expected) for reject in rejects] == [
+        ("label_missing", True), ("label_unknown", False), ("empty_response", False),
+    ]  # fmt: skip
+    assert rejects[1].detail == (
+        "row 5 (line 6): the label '2' is not one of 1, 0; columns.thumbs can say what it means."
+    )
+
+
+def test_thumbs_take_no_gold_column_for_a_control(here):
+    path = table("prompt,completion,label,gold", "p,x,1,1")
+    (judgement,) = good(path, responses=("completion",), thumbs={"1": "up", "0": "down"})
+    assert (judgement.label, judgement.gold) == ("good", None)
 
 
 def test_a_scale_may_have_labels_beside_it(here):
@@ -571,7 +714,10 @@ def test_a_form_with_its_items_in_the_mapping(here):
     }
     reading = Reading(Columns(wide=Wide(QUESTIONS, items), annotator="Name", labels=FORM_LABELS))
     check_form(*read_all(table(*FORM), reading))
-    assert reading.notes == ["1 items of columns.wide.items have no column in labels.csv: 3."]
+    assert reading.notes == [
+        "1 items of columns.wide.items have no column in labels.csv: 3.",
+        "Not read in labels.csv: Timestamp, Remarks; map them if they matter.",
+    ]
 
 
 def test_groups_of_the_header_are_columns(here):
@@ -635,6 +781,21 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
         "Map a label or scores, not both: each says which answer",
     ),
     ({"ranks": ("s", "t"), "one_hot": ONE_HOT}, "Map ranks or one_hot, not both: each says which"),
+    ({"best": "first", "label": "l"}, "Map a label or best, not both: each says which answer"),
+    ({"best": "first", "gold": "g"}, "columns.gold needs a label or ranks, in whose words"),
+    ({"best": "first", "wide": Wide("(?P<q>.*)")}, "With wide the cells are the labels: map no"),
+    ({"thumbs": {"1": "up"}}, "columns.thumbs needs one column of responses, as in responses: ["),
+    ({"thumbs": {"1": "up"}, "responses": ("a", "b")}, "columns.thumbs needs one column of"),
+    ({"thumbs": {"1": "good"}}, "columns.thumbs.1 is one of up, down, not 'good'."),
+    (
+        {"thumbs": {"1": "up"}, "responses": ("a",), "labels": {"0": "tie"}},
+        "columns.thumbs is of one answer; labels, label_is, scale and gold need two.",
+    ),
+    (
+        {"responses": ("a",), "label": "l"},
+        "One column of responses needs scores, or a label that columns.thumbs explains.",
+    ),
+    ({"scale": (1, 2, "1.0")}, "columns.scale lists two values or more, each once."),
     ({"better": "lower"}, "columns.better has no effect without scores; remove it."),
     ({"tie_within": 0.0}, "columns.tie_within has no effect without scores; remove it."),
     (
@@ -814,6 +975,8 @@ MAPPINGS = [
     Columns(responses="l", ranks="k", position="l", gold="k", duration="n", group="m"),
     Columns(responses="l.*.t", scores="k", tie_within=0.5, created_at=Dated("c", "%Y")),
     Columns(responses=("m",), scores=("n",), criterion="c", split="k", comment="l"),
+    Columns(responses=("m",), label="n", thumbs={"A": "up", "B": "down"}),
+    Columns(responses=("m", "l"), best="second", annotator="c"),
     Columns(one_hot={"m": "first", "n": "tie"}, strength=Graded("label", 3, 1)),
 ]
 

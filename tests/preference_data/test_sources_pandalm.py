@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from preference_data import import_data, read_judgements
-from preference_data.quarantine import DataError, Rejected
+from preference_data.quarantine import Rejected
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
 
@@ -68,10 +68,24 @@ def test_one_bad_verdict_leaves_the_others(tmp_path):
         ("", "empty_response", "response1 is empty."),
     ],
 )
-def test_each_verdict_on_a_broken_answer_is_set_aside(tmp_path, answer, reason, detail):
-    items = read_items(tmp_path, {**ITEM, "response1": answer})
-    assert [item.reason for item in items] == [reason] * 3
-    assert items[0].detail == f"row 1 (line 1): {detail}"
+def test_an_item_with_a_broken_answer_is_set_aside_once(tmp_path, answer, reason, detail):
+    broken, *votes = read_items(tmp_path, {**ITEM, "response1": answer}, ITEM)
+    assert (broken.reason, broken.detail) == (reason, f"row 1 (line 1): {detail}")
+    assert broken.raw == {**ITEM, "response1": answer}
+    assert [vote.label for vote in votes] == ["first", "second", "tie"]
+
+
+def test_an_item_without_annotators_is_set_aside_once(tmp_path):
+    """The file is PandaLM's by its first item."""
+    bare = {name: value for name, value in ITEM.items() if not name.startswith("annotator")}
+    *_, item = read_items(tmp_path, ITEM, bare)
+    assert (item.row, item.reason) == (2, "label_missing")
+
+
+def test_identical_answers_may_be_a_tie_and_nothing_else(tmp_path):
+    first, second, third = read_items(tmp_path, {**ITEM, "response2": "Say it."})
+    assert (first.reason, second.reason) == ("identical_responses", "identical_responses")
+    assert third.is_tie
 
 
 def test_an_unusual_key_names_no_models(tmp_path):
@@ -89,17 +103,18 @@ def real() -> str:
 def test_the_real_file_counts_as_published(real, tmp_path):
     """2,997 verdicts on 999 items: 2,671 decisive and 326 ties.
 
-    18 of them are on 6 answers that are JSON's true, and 162 on 54 empty ones; 2,817 are left.
+    An item is one row of account if an answer of it is JSON's true (6) or empty (54), and three
+    if not: 939 * 3 = 2,817. The 60 are 2.1 % of the rows, fewer than the import allows.
     """
-    report = import_data("preferences", real, tmp_path, max_quarantined=0.07)
-    assert (report.format, report.rows_in, report.rows_out) == ("pandalm", 2997, 2817)
-    assert report.by_reason == {"empty_response": 162, "wrong_type": 18}
+    report = import_data("preferences", real, tmp_path)
+    assert (report.format, report.rows_in, report.rows_out) == ("pandalm", 2877, 2817)
+    assert report.by_reason == {"empty_response": 54, "wrong_type": 6}
     quarantine = (tmp_path / "quarantine.jsonl").read_bytes().splitlines()
     verdicts = Counter(report.by_label)
     for line in quarantine:
         raw = json.loads(line)["raw"]
-        (verdict,) = (raw[f"annotator{i}"] for i in (1, 2, 3) if f"annotator{i}" in raw)
-        verdicts[{0: "tie", 1: "first", 2: "second"}[verdict]] += 1
+        for i in (1, 2, 3):
+            verdicts[{0: "tie", 1: "first", 2: "second"}[raw[f"annotator{i}"]]] += 1
     assert verdicts["tie"] == 326
     assert verdicts["first"] + verdicts["second"] == 2671
     assert sum(report.by_annotator.values()) == 2817
@@ -107,7 +122,7 @@ def test_the_real_file_counts_as_published(real, tmp_path):
 
 def test_the_real_winner_between_two_models_is_the_known_one(real, tmp_path):
     """LLaMA over OPT: 211 to 74 votes in the file, whose key names LLaMA first."""
-    import_data("preferences", real, tmp_path, max_quarantined=0.07)
+    import_data("preferences", real, tmp_path)
     wins = Counter(
         comparison.chosen.model
         for judgement in read_judgements(tmp_path)
@@ -115,8 +130,3 @@ def test_the_real_winner_between_two_models_is_the_known_one(real, tmp_path):
         if {response.model for response in judgement.responses} == {"llama-7b", "opt-7b"}
     )
     assert wins["llama-7b"] > 2 * wins["opt-7b"]
-
-
-def test_the_real_file_needs_leave_for_so_many_broken_answers(real, tmp_path):
-    with pytest.raises(DataError, match=r"180 of 2997 rows .* more than the 5.00%"):
-        import_data("preferences", real, tmp_path)

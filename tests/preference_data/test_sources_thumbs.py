@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from preference_data import import_data
+from preference_data import Columns, import_data
 from preference_data.quarantine import DataError, Rejected
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
@@ -47,7 +47,8 @@ def test_a_number_that_was_not_agreed_on_stops_the_import(tmp_path, label):
         read_label(tmp_path, label)
     assert str(error.value) == (
         f"{tmp_path / 'log.jsonl'}, row 1 (line 1): the label {label!r} has no agreed meaning. "
-        "Write true for a thumb up and false for a thumb down."
+        "Write true for a thumb up and false for a thumb down, or say what it means with columns: "
+        "{responses: [completion], thumbs: {…: up, …: down}} and no format."
     )
 
 
@@ -57,6 +58,15 @@ def test_a_table_of_0_and_1_is_refused_as_a_whole(tmp_path):
     with pytest.raises(DataError, match=r"row 2 \(line 3\): the label '0' has no agreed meaning"):
         import_data("preferences", str(path), tmp_path / "out")
     assert not (tmp_path / "out" / "judgements.jsonl").exists()
+
+
+def test_a_mapping_gives_0_and_1_their_meaning(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("prompt,completion,label\nHi,Hello,1\nHi,What?,0\nHi,Eh?,\n")
+    columns = Columns(responses=("completion",), thumbs={"1": "up", "0": "down"})
+    report = import_data("preferences", str(path), tmp_path / "out", columns=columns)
+    assert (report.format, report.by_label) == ("table", {"bad": 1, "good": 1})
+    assert report.by_reason == {"label_missing": 1}
 
 
 def test_no_vote_is_no_thumb_down_and_no_fault(tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from preference_data.quarantine import Rejected
+from preference_data import Columns
+from preference_data.quarantine import DataError, Rejected
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
 
@@ -54,7 +55,8 @@ def test_without_a_prompt_no_shared_beginning_is_taken_for_it(tmp_path, row):
     assert (item.reason, item.detail) == (
         "no_prompt",
         "row 1 (line 1): there is no column prompt, and chosen and rejected are no whole "
-        "conversations. Add the prompt: characters that two answers share are not taken for it.",
+        "conversations. Add the prompt (characters that two answers share are not taken for it), "
+        "or name its column in columns: {prompt: …, responses: [chosen, rejected], best: first}.",
     )
 
 
@@ -79,6 +81,28 @@ def test_a_margin_is_left_alone_with_a_note(tmp_path):
         f"{tmp_path / 'rows.jsonl'} has a column margin, which is not read: what it was given on, "
         "and so which strength it is, is not known."
     ]
+
+
+def test_a_prompt_of_another_name_is_mapped(tmp_path):
+    """With a mapping the file is read as a table, whatever its columns look like."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("question,chosen,rejected\nHi,Hello,What?\n")
+    columns = Columns(prompt="question", responses=("chosen", "rejected"), best="first")
+    format, items = read_records(str(path), "preferences", "auto", Reading(columns))
+    ((judgement,),) = items
+    assert (format, judgement.prompt.text, judgement.ranks) == ("table", "Hi", (1, 2))
+    assert [response.text for response in judgement.responses] == ["Hello", "What?"]
+
+
+def test_a_table_that_is_named_trl_and_has_no_pair(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,good,bad\nHi,Hello,What?\n")
+    _, items = read_records(str(path), "preferences", "trl", Reading())
+    with pytest.raises(DataError) as caught:
+        list(items)
+    assert str(caught.value) == (
+        f'{path} has no columns "chosen", "rejected"; it has prompt, good, bad. Rename the columns.'
+    )
 
 
 def test_identical_answers_are_set_aside(tmp_path):

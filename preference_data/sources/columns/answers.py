@@ -1,9 +1,12 @@
-"""The answers of one row and the opinion on them: by a label, ranks, scores or one-hot columns."""
+"""The answers of one row and the opinion on them: by a label, ranks, scores, ….
+
+Which of them it is follows from the mapping.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Literal, cast
 
 from preference_data.quarantine import RowFault
 from preference_data.records import Ranks
@@ -14,13 +17,20 @@ from preference_data.sources.cells import (
     as_rank,
     as_response,
     as_short_text,
+    as_word,
     is_blank,
     plain_label,
     shown,
 )
 from preference_data.sources.columns.mapping import Columns, Shown
 from preference_data.sources.columns.paths import Paths, Values
-from preference_data.sources.columns.verdicts import Opinion, Responses, label_reader, opinion_of
+from preference_data.sources.columns.verdicts import (
+    Opinion,
+    Responses,
+    best_of,
+    label_reader,
+    opinion_of,
+)
 
 Kept = Sequence[int] | None
 """The places of the answers that the row has, where some are blank."""
@@ -36,8 +46,11 @@ def answer_reader(columns: Columns, found: Sequence[str], paths: Paths) -> Answe
     if columns.scores:
         return _numbered_answers(columns, "scores", found, paths)
     read_responses = _response_reader(columns, found, paths)
-    read_opinion = _one_hot(columns, found, paths) if columns.one_hot else None
-    if read_opinion is None:
+    if columns.one_hot:
+        read_opinion = _one_hot(columns, found, paths)
+    elif columns.best:
+        read_opinion = _always(columns.best)
+    else:
         read_opinion = _label(columns, columns.label or "label", found, paths)
 
     def read(values: Values) -> tuple[Responses, Opinion, Kept]:
@@ -109,9 +122,10 @@ def _shown_first(
 
     def read(values: Values, responses: Responses, kept: Kept) -> tuple[int, ...] | None:
         cell = get(values)
-        if is_blank(cell):
+        word = as_word(cell, shown_first.column)
+        if word is None:
             return None
-        place = places.get(plain_label(as_label(cell, shown_first.column)))
+        place = places.get(plain_label(word))
         if place is None:
             known = ", ".join(shown_first.values)
             raise RowFault(
@@ -200,7 +214,7 @@ def _numbered_answers(
         models = read_models(values) if read_models else (None,) * len(cells)
         _check_lengths(cells, models, "models")
         names = _names(columns.responses, len(cells))
-        kept = [i for i, cell in enumerate(cells) if not (is_blank(cell) and _is_gap(numbers[i]))]
+        kept = [i for i, cell in enumerate(cells) if not (is_blank(cell) and is_blank(numbers[i]))]
         responses = tuple(as_response(cells[i], names[i], _model(models[i])) for i in kept)
         number_names = _names(getattr(columns, option), len(cells))
         opinion = opinion_on([(numbers[i], number_names[i]) for i in kept])
@@ -252,10 +266,6 @@ def _ranks_of(scores: Sequence[float | None], within: float) -> Ranks:
     return tuple(None if score is None else rank_of[score] for score in scores)
 
 
-def _is_gap(cell: object) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
-
-
 def _model(cell: object) -> str | None:
     model = as_short_text(cell, "a model's name")
     if model is not None and not model.isascii():
@@ -284,6 +294,11 @@ def _label(
 ) -> Callable[[Values, Responses], Opinion]:
     get, read = paths.getter(column, found), label_reader(columns)
     return lambda values, responses: read(as_label(get(values), column), responses)
+
+
+def _always(best: Literal["first", "second"]) -> Callable[[Values, Responses], Opinion]:
+    place = 0 if best == "first" else 1
+    return lambda values, responses: best_of(place, len(responses))
 
 
 def _one_hot(

@@ -17,12 +17,11 @@ from preference_data.sources.carriers.files import Reading
 from preference_data.sources.carriers.rows import Row, convert_rows
 from preference_data.sources.cells import (
     as_date,
-    as_label,
     as_number,
     as_prompt,
     as_short_text,
     as_text,
-    is_blank,
+    as_word,
     plain_label,
     shown,
 )
@@ -32,7 +31,7 @@ from preference_data.sources.columns.answers import (
     gold_reader,
     position_reader,
 )
-from preference_data.sources.columns.headers import completed
+from preference_data.sources.columns.headers import completed, unread
 from preference_data.sources.columns.mapping import Columns, Constant, Dated, Graded
 from preference_data.sources.columns.paths import Getter, Paths, Values, parse_cells
 from preference_data.sources.columns.verdicts import VERDICTS, NoMeaningError, check_distinct
@@ -43,6 +42,8 @@ __all__ = ["VERDICTS", "LabelTable", "read_label_table"]
 _EXCEL_CELL = 32_767
 _HEADERS = 1000
 """Converters that are kept: objects of a JSONL file may each have keys of their own."""
+_NAMED = 10
+"""Columns that are named in a note."""
 _SPLITS: dict[str, Split] = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -66,13 +67,17 @@ def read_label_table(
 class LabelTable:
     """Turns rows into judgements under one mapping, completed from the columns it meets."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, *, tells_unread: bool = True) -> None:
+        """`tells_unread` notes the columns that are left alone: not where the caller adds some."""
         self._reading = reading
+        self._tells_unread = tells_unread
         self._columns = reading.columns or Columns()
         if self._columns.wide:
             self._columns = replace(self._columns, wide=None, label="label")
         self._paths = Paths()
         self._converters: dict[tuple[str, ...], Convert] = {}
+        # What the first header has and is not read, and what only later ones have.
+        self._unread: tuple[set[str], list[str]] | None = None
 
     def judgement(self, row: Row) -> Judgement:
         """Raises RowFault for a row that cannot be used, DataError where no row can be."""
@@ -83,8 +88,9 @@ class LabelTable:
         except NoMeaningError as error:
             raise DataError(
                 f"{row.file}, row {row.row} (line {row.line}): the label {str(error)!r} has no "
-                'agreed meaning. Give it one with columns.labels, such as {"0": "first", '
-                '"1": "second"}.'
+                f"agreed meaning. Say with columns.labels whether {str(error)!r} is first, second "
+                "or tie, with columns.scale that it is a grade, or with columns.label_is that it "
+                "is the better answer's number."
             ) from None
 
     def close(self) -> None:
@@ -92,6 +98,8 @@ class LabelTable:
         for path in sorted(self._paths.unseen):
             option = self._columns.named().get(path, "columns")
             self._reading.note(f"{path}, which {option} names, has no value in any row.")
+        if self._unread is not None and self._unread[1]:
+            self._reading.note(_not_read("in some rows", self._unread[1]))
 
     def _converter(self, found: tuple[str, ...], file: str) -> Convert:
         try:
@@ -101,10 +109,24 @@ class LabelTable:
             if self._converters:
                 raise RowFault("column_missing", str(error)) from None
             raise
+        if self._tells_unread:
+            self._note_unread(unread(columns, found), file)
         if len(self._converters) >= _HEADERS:
             self._converters.pop(next(iter(self._converters)))
         self._converters[found] = _converter(columns, found, self._paths, self._reading)
         return self._converters[found]
+
+    def _note_unread(self, names: Sequence[str], file: str) -> None:
+        """At once for the first header: that is the only one of a table."""
+        wide = self._reading.columns and self._reading.columns.wide
+        names = [name for name in names if not (wide and name == "item")]  # finds the item
+        if self._unread is None:
+            self._unread = set(names), []
+            if names:
+                self._reading.note(_not_read(f"in {file}", names))
+            return
+        first, later = self._unread
+        later += [name for name in names if name not in first and name not in later]
 
 
 def _converter(columns: Columns, found: Sequence[str], paths: Paths, reading: Reading) -> Convert:
@@ -236,9 +258,10 @@ def _split(columns: Columns, column: str) -> Callable[[object], object]:
     known.update({plain_label(value): columns.splits[value] for value in columns.splits})
 
     def read(value: object) -> Split | None:
-        if is_blank(value):
+        word = as_word(value, column)
+        if word is None:
             return None
-        split = known.get(plain_label(as_label(value, column)))
+        split = known.get(plain_label(word))
         if split is None:
             raise RowFault(
                 "split_unknown",
@@ -261,6 +284,11 @@ _FIELDS: dict[str, FieldReader] = {
     "created_at": _created_at,
     "split": _split,
 }
+
+
+def _not_read(where: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"Not read {where}: {', '.join(names[:_NAMED])}{more}; map them if they matter."
 
 
 def _is_cut(values: Values) -> bool:

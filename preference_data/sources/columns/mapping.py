@@ -11,10 +11,13 @@ from preference_data.records import AnnotatorKind, Split
 from preference_data.sources.cells import plain_label
 
 Verdict = Literal["first", "second", "tie", "both_good", "both_bad", "unsure"]
+Thumb = Literal["up", "down"]
 LabelIs = Literal["model", "text", "column", "index_from_0", "index_from_1"]
 
 _VERDICTS = get_args(Verdict)
-_NO_COLUMNS = ("labels", "label_is", "scale", "better", "splits", "annotator_kind")
+_NO_COLUMNS = (
+    "labels", "label_is", "scale", "thumbs", "best", "better", "splits", "annotator_kind",
+)  # fmt: skip
 _CONFIG = {"extra": "forbid", "use_attribute_docstrings": True}
 """Read by pydantic when a config holds a mapping: an unknown key is an error there. Without an
 annotation in the classes, which would list it as a field."""
@@ -150,11 +153,15 @@ class Columns:
     A name with dots leads into JSON objects and lists (`info.post`, `summaries.0.text`, and `*`
     for every element of a list), unless a column has that very name.
 
-    One of four says which answer is better: a `label`, `ranks` (1 = best), `scores`, or the
-    `one_hot` columns, of which exactly one is 1. What the label's values mean is said by `labels`
-    (value: verdict), by `scale` (a list of the values from "first much better" to "second much
-    better", or the numbers at its two ends), or by `label_is`: the label is the better answer's
-    model, text, column or index. Nothing is guessed from the values.
+    One of five says which answer is better: a `label`, `ranks` (1 = best), `scores`, the `one_hot`
+    columns, of which exactly one is 1, or `best`, where the columns of the answers say it
+    themselves, as in `responses: [chosen, rejected]` and `best: first`. What the label's values
+    mean is said by `labels` (value: verdict), by `scale` (a list of the values from "first much
+    better" to "second much better", or the numbers at its two ends), or by `label_is`: the label is
+    the better answer's model, text, column or index. Nothing is guessed from the values.
+
+    Votes on single answers have one column of responses and a label whose values `thumbs` explains:
+    `responses: [completion]`, `label: rating` and `thumbs: {"1": up, "0": down}`.
 
     Raises ValueError for a mapping that contradicts itself or holds an option without effect.
     """
@@ -181,8 +188,12 @@ class Columns:
     """What each value of the label means."""
     label_is: LabelIs | None = None
     """What of the better answer the label repeats."""
-    scale: tuple[str, ...] | Ends | None = None
+    scale: tuple[str | float, ...] | Ends | None = None
     """The label's values from "first much better" to "second much better", or the two ends."""
+    thumbs: dict[str, Thumb] = field(default_factory=lambda: dict[str, Thumb]())
+    """What each value of the label means where it is a vote on one answer."""
+    best: Literal["first", "second"] | None = None
+    """Which of the answers is the best in every row, as the first of chosen and rejected."""
     one_hot: dict[str, Verdict] = field(default_factory=lambda: dict[str, Verdict]())
     """Columns of 0 and 1, of which exactly one is 1, and what that means."""
     scores: ColumnGroup = ()
@@ -223,6 +234,7 @@ class Columns:
     def __post_init__(self) -> None:
         for option in ("labels", "one_hot"):
             _check_values(option, getattr(self, option), _VERDICTS)
+        _check_values("thumbs", self.thumbs, get_args(Thumb))
         _check_values("splits", self.splits, get_args(Split))
         for sentence in (*_contradictions(self), *_without_effect(self)):
             raise ValueError(sentence)
@@ -241,6 +253,11 @@ class Columns:
                 for name in cast("tuple[str, ...]", names):
                     named.setdefault(name, f"columns.{option.name}")
         return named
+
+
+def scale_value(value: str | float) -> str:
+    """A value of a scale as its label is written: 1.0 as "1"."""
+    return value if isinstance(value, str) else plain_label(str(value))
 
 
 def _compiled(pattern: str, option: str) -> re.Pattern[str]:
@@ -266,28 +283,31 @@ def _check_values(option: str, values: Mapping[str, str], allowed: tuple[str, ..
 
 
 def _contradictions(columns: Columns) -> Iterator[str]:
-    by_label = columns.label or columns.labels or columns.label_is or columns.scale
+    meaning = columns.labels or columns.label_is or columns.scale
+    by_label = columns.label or meaning or columns.thumbs
     if columns.ranks and by_label:
         yield "Map the answers' ranks or their label, not both."
     ways = {
         "a label": by_label, "ranks": columns.ranks, "scores": columns.scores,
-        "one_hot": columns.one_hot,
+        "one_hot": columns.one_hot, "best": columns.best,
     }  # fmt: skip
     mapped = [way for way, value in ways.items() if value]
     if len(mapped) > 1:
         yield f"Map {mapped[0]} or {mapped[1]}, not both: each says which answer is better."
-    if columns.wide and (columns.label or columns.ranks or columns.scores or columns.one_hot):
-        yield "With wide the cells are the labels: map no label, ranks, scores or one_hot."
+    if columns.wide and (columns.label or [way for way in mapped if way != "a label"]):
+        yield "With wide the cells are the labels: map no label, ranks, scores, one_hot or best."
     if columns.position and columns.shown_first:
         yield "Map position or shown_first, not both."
+    if columns.thumbs and (meaning or columns.gold):
+        yield "columns.thumbs is of one answer; labels, label_is, scale and gold need two."
     yield from _ill_fitting_groups(columns)
     if columns.scale and columns.label_is:
         yield "Map scale or label_is, not both: each says what the label means."
     if columns.scale and columns.strength:
         yield "Map scale or strength, not both: the scale gives the strength."
-    if isinstance(columns.scale, tuple) and len({plain_label(v) for v in columns.scale}) < max(
-        2, len(columns.scale)
-    ):
+    if isinstance(columns.scale, tuple) and len(
+        {plain_label(scale_value(value)) for value in columns.scale}
+    ) < max(2, len(columns.scale)):
         yield "columns.scale lists two values or more, each once."
 
 
@@ -309,12 +329,14 @@ def _ill_fitting_groups(columns: Columns) -> Iterator[str]:
                     f"{len(columns_of)} columns of {option} do not fit {len(responses)} of "
                     "responses."
                 )
+    if columns.thumbs and (not isinstance(responses, tuple) or len(responses) != 1):
+        yield "columns.thumbs needs one column of responses, as in responses: [completion]."
     if not isinstance(responses, tuple):
         return
-    alone = len(responses) == 1 and not columns.scores
-    if alone or (
-        (columns.label or columns.wide) and not columns.label_is and len(responses) not in (0, 2)
-    ):
+    if len(responses) == 1 and not columns.scores and not columns.thumbs:
+        yield "One column of responses needs scores, or a label that columns.thumbs explains."
+    by_label = (columns.label or columns.wide) and not columns.label_is and not columns.thumbs
+    if by_label and len(responses) not in (0, 2):
         yield "A label needs two columns of responses, and ranks two or more."
     if columns.one_hot and len(responses) not in (0, 2):
         yield "one_hot needs two columns of responses."
@@ -337,7 +359,7 @@ def _without_effect(columns: Columns) -> Iterator[str]:
         yield "columns.label_is: column needs one column an answer."
     if columns.tie_within is not None and not 0.0 <= columns.tie_within < float("inf"):
         yield f"columns.tie_within is a number from 0 up, not {columns.tie_within:g}."
-    if columns.gold and (columns.scores or columns.one_hot):
+    if columns.gold and (columns.scores or columns.one_hot or columns.best):
         yield "columns.gold needs a label or ranks, in whose words it is given."
     if columns.gold and not columns.ranks and not isinstance(columns.gold, str):
         yield "columns.gold is one column, in the words of the label."

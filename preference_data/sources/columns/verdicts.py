@@ -13,7 +13,13 @@ from typing import Any, cast
 from preference_data.quarantine import RowFault
 from preference_data.records import Message, Outcome, Ranks, Response
 from preference_data.sources.cells import as_number, plain_label, shown
-from preference_data.sources.columns.mapping import Columns, Ends, Verdict
+from preference_data.sources.columns.mapping import (
+    Columns,
+    Ends,
+    Thumb,
+    Verdict,
+    scale_value,
+)
 
 VERDICTS: dict[Verdict, tuple[Ranks, Outcome | None]] = {
     "first": ((1, 2), None),
@@ -50,6 +56,12 @@ LabelReader = Callable[[str, Responses], Opinion]
 Fallback = Callable[[str, Responses], Opinion | None]
 
 
+_THUMBS: dict[Thumb, Opinion] = {
+    "up": Opinion((None,), None, {"kind": "binary", "scores": (1.0,)}),
+    "down": Opinion((None,), None, {"kind": "binary", "scores": (0.0,)}),
+}
+
+
 def opinion_of(verdict: Verdict, k: int = 2) -> Opinion:
     """Raises RowFault if more than two answers have no first or second."""
     ranks, outcome = VERDICTS[verdict]
@@ -68,8 +80,9 @@ def best_of(best: int, k: int) -> Opinion:
 
 def label_reader(columns: Columns) -> LabelReader:
     """The reader of the label that a completed mapping describes."""
-    mapped = bool(columns.labels or columns.label_is or columns.scale)
+    mapped = bool(columns.labels or columns.label_is or columns.scale or columns.thumbs)
     words: dict[str, Opinion | Verdict] = {**(columns.labels if mapped else _USUAL_LABELS)}
+    words.update({value: _THUMBS[thumb] for value, thumb in columns.thumbs.items()})
     otherwise: Fallback = _no_opinion
     if columns.label_is is not None:
         otherwise = _naming(columns)
@@ -77,7 +90,8 @@ def label_reader(columns: Columns) -> LabelReader:
         otherwise = _between(columns.scale)
     elif columns.scale is not None:
         words = {**_steps(columns.scale), **words}
-    return _Labels(words, otherwise, numbers_mean=mapped).read
+    option = "thumbs" if columns.thumbs else "labels"
+    return _Labels(words, otherwise, option, numbers_mean=mapped).read
 
 
 class NoMeaningError(Exception):
@@ -88,12 +102,18 @@ class _Labels:
     """Labels with a fixed meaning under every spelling met so far, and what to do with others."""
 
     def __init__(
-        self, words: Mapping[str, Opinion | Verdict], otherwise: Fallback, *, numbers_mean: bool
+        self,
+        words: Mapping[str, Opinion | Verdict],
+        otherwise: Fallback,
+        option: str,
+        *,
+        numbers_mean: bool,
     ) -> None:
         self._allowed = ", ".join(words)
         self._words: dict[str, Opinion | Verdict] = {}
         self._words.update({plain_label(word): words[word] for word in words})
         self._otherwise = otherwise
+        self._option = option
         self._numbers_mean = numbers_mean
         self._of_pairs: dict[str, Opinion] = {}
 
@@ -116,7 +136,8 @@ class _Labels:
         if not self._numbers_mean and re.fullmatch(r"[-+]?[0-9.]+", label):
             return NoMeaningError(label)
         allowed = f" is not one of {self._allowed}" if self._allowed else " has no meaning"
-        return RowFault("label_unknown", f"the label {shown(label)}{allowed}.")
+        remedy = f"columns.{self._option} can say what it means"
+        return RowFault("label_unknown", f"the label {shown(label)}{allowed}; {remedy}.")
 
 
 def _no_opinion(label: str, responses: Responses) -> Opinion | None:
@@ -169,12 +190,13 @@ def _between(ends: Ends) -> Fallback:
     return read
 
 
-def _steps(values: Sequence[str]) -> dict[str, Opinion]:
+def _steps(numbers_or_words: Sequence[str | float]) -> dict[str, Opinion]:
     """Values in order, from the first answer much better to the second: the middle is a tie.
 
     The strength is the distance from the middle, as a share of the farthest; of two or three
     values there is none to tell.
     """
+    values = [scale_value(value) for value in numbers_or_words]
     scale, middle = f"{values[0]}..{values[-1]}", (len(values) - 1) / 2
     steps: dict[str, Opinion] = {}
     for place, value in enumerate(values):

@@ -39,7 +39,7 @@ def long_rows(
         person = {name: cell for name, cell in row.values.items() if name not in asked}
         for name, facts in asked.items():
             cell = row.values[name]
-            if is_blank(cell) or str(cell).isspace():
+            if is_blank(cell):
                 unanswered = replace(row, values={**person, name: cell})
                 yield rejected(unanswered, SetAside("not_answered", f"{name} is empty."))
             else:

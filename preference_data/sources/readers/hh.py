@@ -14,6 +14,7 @@ from preference_data.quarantine import RowFault
 from preference_data.records import Demonstration, Judgement, Message, Prompt
 from preference_data.sources.carriers.rows import Row
 from preference_data.sources.cells import text_of
+from preference_data.sources.columns.headers import check_columns
 from preference_data.sources.readers.conversations import Turns, check_ending, compare, last_answer
 
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -54,6 +55,7 @@ def _answered(row: Row) -> Turns:
 
 
 def _turns(row: Row, name: str) -> Turns:
+    check_columns(row, name)
     before, *parts = _TURN.split(text_of(row.values, name))
     if before or not parts or parts[0] != "Human":
         raise RowFault("starts_without_human", f"{name} does not start with a Human turn.")

@@ -19,7 +19,7 @@ from preference_data.quarantine import DataError, Rejected, RowFault, SetAside
 from preference_data.records import Judgement, Ranks
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.carriers.rows import Row, convert_rows, rejected
-from preference_data.sources.cells import plain_label, prompt_of
+from preference_data.sources.cells import plain_label, prompt_of, short_text_of
 from preference_data.sources.columns.mapping import Columns, Graded, Verdict
 from preference_data.sources.readers.annotation_tasks import (
     TaskFields,
@@ -144,7 +144,8 @@ class _Project:
                 kind=statement.opinion.kind,
                 scores=statement.opinion.scores,
                 scale=scale if statement.prefers else None,
-                group=None if answer.task is None else str(answer.task),
+                group=short_text_of(answer.data, "group")
+                or (None if answer.task is None else str(answer.task)),
                 position=statement.position,
                 gold=_gold(statement, expected),
                 duration=answer.duration,

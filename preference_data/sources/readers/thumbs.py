@@ -11,6 +11,7 @@ from preference_data.quarantine import DataError, RowFault, SetAside
 from preference_data.records import Judgement
 from preference_data.sources.carriers.rows import Row
 from preference_data.sources.cells import prompt_of, response_of, short_text_of
+from preference_data.sources.columns.headers import check_columns
 from preference_data.sources.readers.annotation_tasks import annotator_of
 from preference_data.sources.readers.ratings import number_of
 
@@ -26,9 +27,12 @@ def recognises(values: Mapping[str, object]) -> bool:
 def judgement(row: Row) -> Judgement:
     """Of one answer, with the score 1 for a thumb up and 0 for a thumb down.
 
-    Raises SetAside where nobody voted, and DataError for a number other than 1 and -1, which
-    shows that the file's numbers mean something else.
+    Columns of other names, or numbers, are a table's, whose mapping says `responses: [answer]`,
+    `label: rating` and `thumbs: {"1": up, "0": down}`. Raises SetAside where nobody voted, and
+    DataError for a number other than 1 and -1, which shows that the file's numbers mean something
+    else.
     """
+    check_columns(row, "prompt", "completion")
     return Judgement(
         prompt=prompt_of(row.values, "prompt"),
         responses=(response_of(row.values, "completion"),),
@@ -59,6 +63,7 @@ def _is_up(row: Row) -> bool:
     if number not in (1, -1):
         raise DataError(
             f"{row.file}, row {row.row} (line {row.line}): the label {label!r:.60} has no agreed "
-            "meaning. Write true for a thumb up and false for a thumb down."
+            "meaning. Write true for a thumb up and false for a thumb down, or say what it means "
+            "with columns: {responses: [completion], thumbs: {…: up, …: down}} and no format."
         )
     return number == 1

@@ -13,6 +13,7 @@ from preference_data.records import Demonstration, Judgement, Message, Prompt
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.carriers.rows import Row, convert_rows
 from preference_data.sources.cells import messages_of, prompt_of, response_of, text_of
+from preference_data.sources.columns.headers import check_columns
 from preference_data.sources.readers import hh
 from preference_data.sources.readers.conversations import check_ending, compare, last_answer
 from preference_data.sources.readers.ratings import number_of
@@ -44,8 +45,10 @@ def judgement(row: Row) -> Judgement:
 
     Where chosen and rejected are whole conversations (they open with the user or the system, as
     in UltraFeedback), their shared turns are the prompt and the prompt column is not needed.
-    `score_chosen` and `score_rejected` are kept.
+    `score_chosen` and `score_rejected` are kept. Columns of other names are a table's, whose
+    mapping says `responses: [good, bad]` and `best: first`.
     """
+    check_columns(row, "chosen", "rejected")
     chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
     if _is_conversation(chosen) and _is_conversation(rejected):
         prompt, best, worst = compare(
@@ -57,7 +60,8 @@ def judgement(row: Row) -> Judgement:
             raise RowFault(
                 "no_prompt",
                 "there is no column prompt, and chosen and rejected are no whole conversations. "
-                "Add the prompt: characters that two answers share are not taken for it.",
+                "Add the prompt (characters that two answers share are not taken for it), or name "
+                "its column in columns: {prompt: …, responses: [chosen, rejected], best: first}.",
             )
         prompt = prompt_of(row.values, "prompt")
         best, worst = response_of(row.values, "chosen"), response_of(row.values, "rejected")
@@ -76,6 +80,7 @@ def judgement(row: Row) -> Judgement:
 def demonstration(row: Row) -> Demonstration:
     """From `{"prompt", "completion"}` or `{"messages"}`, whose last turn is the answer."""
     if "messages" not in row.values:
+        check_columns(row, "prompt", "completion")
         prompt = prompt_of(row.values, "prompt")
         return Demonstration(prompt, response_of(row.values, "completion"))
     messages = row.values["messages"]
@@ -88,11 +93,13 @@ def demonstration(row: Row) -> Demonstration:
 
 def prompt(row: Row) -> Prompt:
     """From `{"prompt"}`; other columns are left alone."""
+    check_columns(row, "prompt")
     return prompt_of(row.values, "prompt")
 
 
 def text(row: Row) -> str:
     """From `{"text"}`."""
+    check_columns(row, "text")
     document = text_of(row.values, "text")
     if not document.strip():
         raise RowFault("empty_text", "text is empty.")

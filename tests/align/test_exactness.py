@@ -1,0 +1,391 @@
+"""Packed is exact: what roles compute in one row is what they compute one conversation at a time.
+
+Scores, log-probabilities, losses and the gradient of every trained parameter, to 1e-5 in float32,
+through the objects that the stages use. The other side is transformers' own: the whole conversation
+alone, without any mask, from the logits. `pytest -s` prints the largest deviations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from align.base import load_base
+from align.config import Base, ConfigError, Lora
+from align.roles import Roles
+from preference_data.batches import Group, PackedBatch, pack
+from preference_data.records import Prompt, Response
+from preference_data.rendering import Renderer
+from reward_models.losses import bradley_terry
+from reward_models.scalar_head import ScalarHead
+
+VOCABULARY = 400
+"""At least as many as the tokenizer's."""
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": VOCABULARY,
+    "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 1,
+}  # fmt: skip
+GROUPED = {**SMALL, "num_key_value_heads": 1}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 64,
+       "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+       "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {**SMALL, "num_key_value_heads": 2}),
+    "llama, tied": ("llama", {**GROUPED, "tie_word_embeddings": True}),
+    "qwen2": ("qwen2", GROUPED),
+    "qwen3": ("qwen3", {**GROUPED, "head_dim": 16}),
+    "gpt_neox": ("gpt_neox", SMALL),
+    "gpt2": ("gpt2", GPT),
+    "mistral": ("mistral", {**GROUPED, "sliding_window": None}),
+    "mistral, wide window": ("mistral", {**GROUPED, "sliding_window": 64}),
+    "gemma": ("gemma", {**GROUPED, "head_dim": 16}),
+    "gemma3": ("gemma3_text", {**GROUPED, "head_dim": 16, "sliding_window": 64}),
+}
+"""Rotary positions with grouped, normed and plain attention; learned positions; windows."""
+LORA = Lora(r=4, alpha=8)
+MODES = pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+EXACT = 1e-5
+IN_A_WORD = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }} Fra{% else %}"
+    "{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""A prompt that ends within a word which the tokenizer knows whole."""
+
+
+class Numbers(NamedTuple):
+    """Axes: B sequences, N tokens of completions."""
+
+    scores: Tensor
+    """[B]"""
+    logprobs: Tensor
+    """[N] nats"""
+    reward_loss: Tensor
+    policy_loss: Tensor
+
+
+@pytest.fixture
+def groups(renderer: Renderer) -> list[Group]:
+    """All shapes of groups; the conversation within a word is of the tokenizer's own ids."""
+    generator = torch.Generator().manual_seed(4)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, VOCABULARY, (length,), generator=generator).tolist())
+
+    renderer.tokenizer.chat_template = IN_A_WORD
+    word = renderer.render(Prompt.from_text("Capital of"), Response.from_text("nce"))
+    whole, answers = ids(30), (ids(20), ids(25))
+    same = ids(4)
+    return [
+        *(Group(ids(5), tuple(ids(1 + k % 5) for k in range(size))) for size in range(1, 10)),
+        Group(word.prompt, (word.completion, ids(2))),
+        Group(ids(6), (same, same, ids(3))),
+        Group(ids(3), tuple(ids(1) for _ in range(4))),
+        Group(ids(1), (ids(1),)),
+        Group(whole, answers),
+        Group(whole[-7:], answers),  # cut on the left
+        Group(whole, tuple(answer[:9] for answer in answers)),  # and on the right
+    ]
+
+
+def build(kind: str, settings: dict[str, Any], renderer: Renderer, lora: Lora | None) -> Roles:
+    """A role with a head on a random model, far enough from 0 for its tokens to differ."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **settings)
+    model: Any = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    roles = Roles(model, renderer, lora, kind)
+    roles.add("role", fresh=True, trainable=True, head=ScalarHead(32))
+    for parameter in roles.parameters_of("role"):
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return roles
+
+
+def losses_of(scores: Tensor, sums: Tensor, groups: list[Group]) -> tuple[Tensor, Tensor]:
+    """Bradley-Terry on the scores, and DPO's loss (without a reference) on the sums [B]: means over
+    all pairs in a group."""
+    pairs, first = [], 0
+    for group in groups:
+        members = range(first, first + len(group.completions))
+        pairs += combinations(members, 2)
+        first = members.stop
+    better, worse = torch.tensor(pairs).T
+    return (
+        bradley_terry(scores[better], scores[worse]).mean(),
+        bradley_terry(0.1 * sums[better], 0.1 * sums[worse]).mean(),
+    )
+
+
+def packed(roles: Roles, groups: list[Group], row_tokens: int) -> Numbers:
+    batch = pack(groups, row_tokens)
+    scores = roles("scores", "role", batch)
+    logprobs = roles("logprobs", "role", batch).logprobs
+    return Numbers(scores, logprobs, *losses_of(scores, batch.sums(logprobs), groups))
+
+
+def alone(roles: Roles, groups: list[Group]) -> Numbers:
+    scores, logprobs = [], []
+    for group in groups:
+        for ids in group.completions:
+            with roles.active("role") as model:
+                output = model(
+                    torch.tensor([[*group.prompt, *ids]]), output_hidden_states=True,
+                    use_cache=False,
+                )  # fmt: skip
+            scores.append(roles.head("role")(output.hidden_states[-1][0, -1]))
+            logits = output.logits[0, len(group.prompt) - 1 : -1].log_softmax(-1)
+            logprobs.append(logits.gather(-1, torch.tensor(ids)[:, None]).squeeze(-1))
+    flat = torch.stack(scores)
+    sums = torch.stack([part.sum() for part in logprobs])
+    return Numbers(flat, torch.cat(logprobs), *losses_of(flat, sums, groups))
+
+
+def gradients(roles: Roles, numbers: Numbers) -> list[Tensor]:
+    """Of both losses, by each of the role's parameters; 0 for one that a loss does not read."""
+    parameters = roles.parameters_of("role")
+    return [
+        gradient
+        for loss in (numbers.reward_loss, numbers.policy_loss)
+        for gradient in torch.autograd.grad(
+            loss, parameters, retain_graph=True, materialize_grads=True
+        )
+    ]
+
+
+def deviations(roles: Roles, ours: Numbers, theirs: Numbers) -> dict[str, float]:
+    """The largest by what deviates."""
+    found = {
+        name: float((mine - other).detach().abs().max())
+        for name, mine, other in zip(Numbers._fields, ours, theirs, strict=True)
+    }
+    pairs = zip(gradients(roles, ours), gradients(roles, theirs), strict=True)
+    return {**found, "gradients": max(float((a - b).abs().max()) for a, b in pairs)}
+
+
+def show(what: str, found: dict[str, float]) -> None:
+    print(what, *(f"{name} {value:.1e}" for name, value in found.items()), sep=" | ")
+
+
+# --- every architecture ---------------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # GPT-2; peft then sets it
+def test_packed_is_alone(family: str, lora: Lora | None, renderer: Renderer, groups: list[Group]):
+    roles = build(*FAMILIES[family], renderer, lora)
+    theirs = alone(roles, groups)
+    # The model tells the conversations and the tokens apart, and so do the gradients.
+    assert theirs.scores.std() > 0.3
+    assert theirs.logprobs.std() > 0.3
+    assert max(float(gradient.abs().max()) for gradient in gradients(roles, theirs)) > 0.05
+    for row_tokens in (1, 2000):  # a group a row, and all of them in one
+        found = deviations(roles, packed(roles, groups, row_tokens), theirs)
+        show(f"{family}, {'full' if lora is None else 'lora'}, {row_tokens}", found)
+        for name, deviation in found.items():
+            assert deviation <= EXACT, name
+
+
+@MODES
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "gemma"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # 5.23's name
+def test_checkpointed_is_alone(
+    family: str, lora: Lora | None, renderer: Renderer, groups: list[Group]
+):
+    """With layers computed a second time in the backward pass, packed; without it, alone."""
+    roles = build(*FAMILIES[family], renderer, lora)
+    theirs = alone(roles, groups)
+    theirs_gradients = gradients(roles, theirs)
+    with roles.active("role") as model:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()  # transformers checkpoints in training mode alone; nothing here drops out
+        calls = Calls(model)
+    ours = packed(roles, groups, 2000)
+    forward = calls.count
+    ours_gradients = gradients(roles, ours)
+    assert calls.count > forward  # it was computed again
+    for mine, other in zip((*ours, *ours_gradients), (*theirs, *theirs_gradients), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=EXACT)
+
+
+class Calls:
+    """Counts how often a model's MLPs are entered; computed again, they need not be left."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.count = 0
+        for name, module in model.named_modules():
+            if name.endswith("mlp"):
+                module.register_forward_pre_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1
+
+
+def test_blocks_of_logits_are_alone(
+    renderer: Renderer, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+):
+    """7 positions at a time, their logits made a second time in the backward pass."""
+    roles = build(*FAMILIES["llama"], renderer, None)
+    theirs = alone(roles, groups)
+    monkeypatch.setattr("align.tensors.LOGITS_AT_ONCE", 7 * VOCABULARY)
+    found = deviations(roles, packed(roles, groups, 2000), theirs)
+    assert max(found.values()) <= EXACT
+
+
+# --- what a base must be --------------------------------------------------------------------------
+
+
+def saved(kind: str, folder: Path, **settings: Any) -> str:
+    """A base of this kind as its initialisation leaves it, in a folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **settings)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+def load(path: str, attention: Any = "auto") -> Any:
+    return load_base(path, Base(model=path, attention=attention), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox", "gemma", "gemma3"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_either_attention_is_alone(
+    family: str, attention: str, groups: list[Group], tmp_path: Path
+):
+    """Eager attention adds its mask: a bool would hide nothing, and be off by more than 1."""
+    kind, settings = FAMILIES[family]
+    model = load(saved(kind, tmp_path, **settings), attention)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    batch = pack(groups)
+
+    def last_states(batch: PackedBatch) -> Tensor:
+        hidden = model.base_model(**batch.inputs_for(model)).last_hidden_state
+        return hidden.flatten(0, 1)[batch.last_at]
+
+    with torch.no_grad():
+        expected = [
+            model.base_model(torch.tensor([[*group.prompt, *ids]])).last_hidden_state[0, -1]
+            for group in groups
+            for ids in group.completions
+        ]
+        torch.testing.assert_close(last_states(batch), torch.stack(expected), rtol=0, atol=EXACT)
+
+
+WRONG: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "window": ("mistral", "auto", {**GROUPED, "sliding_window": 63}, "set sliding_window to 64"),
+    "window of some layers": (
+        "gemma3_text", "auto", {**GROUPED, "head_dim": 16, "sliding_window": 8},
+        "attends to a window of 8 tokens",
+    ),
+    "window by another name": (
+        "gpt_neo", "eager",
+        {"hidden_size": 32, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
+         "num_heads": 2, "vocab_size": 97, "max_position_embeddings": 64, "window_size": 16,
+         "bos_token_id": 1, "eos_token_id": 1},
+        "set window_size to 64",
+    ),
+    "positions by place in the row": (
+        "mpt", "eager", {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": 97},
+        "does not keep to the mask and the positions",
+    ),
+    "recurrent": (
+        "mamba", "eager",
+        {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 97, "state_size": 4},
+        "is recurrent",
+    ),
+    "divided logits": (
+        "granite", "auto", {**GROUPED, "logits_scaling": 8.0}, "scales or caps the logits"
+    ),
+    "multiplied logits": ("cohere", "auto", GROUPED, "scales or caps the logits"),
+    "capped logits": (  # near 0, where a cap does nothing yet
+        "gemma2", "eager", {**GROUPED, "head_dim": 16, "sliding_window": 64},
+        "scales or caps the logits",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_base_that_would_be_wrong_is_refused(name: str, tmp_path: Path):
+    """These would be trained on other numbers than the model computes alone, or fail much later."""
+    kind, attention, settings, sentence = WRONG[name]
+    path = saved(kind, tmp_path, **settings)
+    with pytest.raises(ConfigError, match=sentence):
+        load(path, attention)
+
+
+def test_a_conversation_longer_than_the_window_is_why(renderer: Renderer, groups: list[Group]):
+    """Mistral alone keeps to its window of 8 tokens, packed it does not: far apart where a
+    conversation is longer, the same where it is not."""
+    roles = build("mistral", {**GROUPED, "sliding_window": 8}, renderer, None)
+    apart = (packed(roles, groups, 2000).scores - alone(roles, groups).scores).abs()
+    lengths = [len(group.prompt) + len(ids) for group in groups for ids in group.completions]
+    longer = torch.tensor(lengths) > 8
+    assert apart[longer].max() > 0.05
+    assert apart[~longer].max() <= EXACT
+
+
+# --- where a completion begins --------------------------------------------------------------------
+
+
+def test_a_prompt_may_end_within_a_word(renderer: Renderer):
+    """` France` is one token; the prompt `Capital of Fra` keeps the ids it has at inference, and
+    the completion is the rest of the text."""
+    renderer.tokenizer.chat_template = IN_A_WORD
+    ids: Callable[[str], list[int]] = lambda text: renderer.tokenizer(text)["input_ids"]  # noqa: E731
+    row = renderer.render(Prompt.from_text("Capital of"), Response.from_text("nce"))
+    assert len(ids(" France")) == 1
+    assert list(row.prompt) == ids("Capital of Fra")
+    assert row.ids != ids("Capital of France<|end|>")
+    assert renderer.tokenizer.decode(row.ids) == "Capital of France<|end|>"
+    marked = [token for token, on in zip(row.ids, row.completion_mask, strict=True) if on]
+    assert renderer.tokenizer.decode(marked) == "nce<|end|>"
+
+
+@pytest.fixture
+def spaced() -> Renderer:
+    """A tokenizer of the SentencePiece kind: every text begins with a space."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["</s>", "<unk>", "▁", "\n", "P", "aris", "▁P", "Paris", "▁Paris", "▁A", "▁A:", ":"]
+    merges = [("▁", "A"), ("▁A", ":"), ("▁", "P"), ("P", "aris"), ("▁P", "aris"), ("a", "ris"),
+              ("r", "is"), ("i", "s")]  # fmt: skip
+    pieces += ["a", "r", "i", "s", "A", "ris", "is"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}A:\n{{ m['content'] }}"
+        "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:\n{% endif %}"
+    )
+    return Renderer(tokenizer)
+
+
+def test_a_completion_begins_without_a_space_of_its_own(spaced: Renderer):
+    """The template says `A:`, a line break, `Paris`. Alone, `Paris` would be ` Paris`, which no one
+    said and the model would learn to begin with."""
+    name = spaced.tokenizer.convert_ids_to_tokens
+    assert name(spaced.tokenizer("Paris")["input_ids"]) == ["▁Paris"]
+    row = spaced.render(Prompt.from_text("?"), Response.from_text("Paris"))
+    assert name(list(row.prompt)) == ["▁A:", "\n"]
+    assert name(list(row.completion)) == ["Paris", "</s>"]
+    assert row.prompt == spaced.prompt(Prompt.from_text("?"))
