@@ -80,7 +80,10 @@ def test_the_configuration_s_mapping_reads_the_table(tmp_path: Path):
     config = load_config(CONFIG, [f"data.labels.path={tmp_path / 'labels.csv'}"])
     columns = config.data["labels"].columns
     assert isinstance(columns, Columns)
-    with pytest.warns(UserWarning, match="3 rows of .* were left out"):
+    with (
+        pytest.warns(UserWarning, match=r"Not read in .*took \(s\)"),
+        pytest.warns(UserWarning, match="3 rows of .* were left out"),
+    ):
         judgements = read_preferences(tmp_path / "labels.csv", columns=columns)
     assert [judgement.prompt.text for judgement in judgements] == [
         row[1] for row in rows() if row not in BAD.values()

@@ -257,7 +257,7 @@ def test_an_unknown_label_is_set_aside_with_row_value_and_allowed_values(here):
     assert len(judgements) == 1
     assert (reject.row, reject.line, reject.reason) == (2, 3, "label_unknown")
     assert reject.detail == (
-        "row 2 (line 3): the label 'C' is not one of A, B, tie, both_bad, both_good; "
+        "row 2 (line 3): the label 'C' is not one of A, B, tie, both_bad, both_good, unsure; "
         "columns.labels can say what it means."
     )
     assert reject.raw == {"prompt": "p", "response_a": "x", "response_b": "y", "label": "C"}

@@ -1,7 +1,4 @@
-"""The answers of one row and the opinion on them: by a label, ranks, scores, ….
-
-Which of them it is follows from the mapping.
-"""
+"""The answers of one row and the opinion on them, in the way that the mapping says."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ _USUAL_LABELS: dict[str, Verdict] = {
     "tie": "tie",
     "both_bad": "both_bad",
     "both_good": "both_good",
+    "unsure": "unsure",
 }
 _REMEMBERED = 1000
 """Spellings of labels that are kept: there are few in any table, or it is no column of labels."""

@@ -40,7 +40,7 @@ class CrowdTable:
         """Raises DataError for a mapping of wide tables, which no platform writes."""
         if reading.columns and reading.columns.wide:
             raise DataError("columns.wide has no effect on a crowd platform's results; remove it.")
-        self._table = LabelTable(reading)
+        self._table = LabelTable(reading, tells_unread=False)
         self._columns = reading.columns
         self._separator = separator
 
