@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +103,13 @@ class Engine:
             torch.distributed.barrier()
 
     def close(self) -> None:
-        """Leaves the process group."""
+        """Leaves the process group: all together, unless this rank is on its way out with an error.
+
+        A rank that leaves while another still talks to it can end in the other's abort.
+        """
         if self.world_size > 1 and torch.distributed.is_initialized():
+            if sys.exc_info()[0] is None:
+                torch.distributed.barrier()
             torch.distributed.destroy_process_group()
 
     # --- training ---------------------------------------------------------------------------------
