@@ -4,8 +4,9 @@
 
 Both train the same Llama-shaped model with random weights on the same rows in the same order, each
 in a process of its own, one after the other, `--repeats` times. Printed are the medians of a step's
-seconds, the ratio, the tokens that each computes, and the peak of memory above what the process
-held before its first step. TRL runs in float32 without gradient checkpointing, with its own padding
+seconds and of the whole run's (both see the same rows in all, not in the same steps), their ratios,
+the tokens that each computes, and the peak of memory above what the process held before its first
+step. TRL runs in float32 without gradient checkpointing, with its own padding
 and, with `--grouped`, with rows of similar length together. `--kind ranking` gives TRL all six
 pairs of rankings of four (Fine-grained RLHF) where ours takes the rankings.
 """
@@ -284,19 +285,22 @@ def main() -> None:
 def report(arguments: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
     training = "LoRA" if arguments.lora else "full"
     print(f"{arguments.kind}, {arguments.model}, {training}, {arguments.pairs} a step")
-    medians = {}
+    medians, totals = {}, {}
     for name, found in results.items():
         seconds = [second for one in found for second in one["seconds"]]
         medians[name] = statistics.median(seconds)
+        totals[name] = statistics.median([one["first"] + sum(one["seconds"]) for one in found])
         print(
-            f"  {name:5} {medians[name]:8.3f} s a step ({min(seconds):.3f} to {max(seconds):.3f}), "
+            f"  {name:5} {totals[name]:7.2f} s in all, {medians[name]:.3f} s a step "
+            f"({min(seconds):.3f} to {max(seconds):.3f}), "
             f"first {statistics.median([one['first'] for one in found]):.2f} s, "
             f"{found[0]['tokens']:,} tokens in the first, "
             f"{statistics.median([one['megabytes'] for one in found]):,.0f} MB more at the peak"
         )
     memory = [statistics.median([one["megabytes"] for one in results[n]]) for n in ("ours", "trl")]
     print(
-        f"  {medians['trl'] / medians['ours']:.1f} times TRL's speed, "
+        f"  {medians['trl'] / medians['ours']:.1f} times TRL's speed by the step, "
+        f"{totals['trl'] / totals['ours']:.1f} times in all, "
         f"{memory[0] / memory[1]:.2f} of its memory"
     )
 
