@@ -292,6 +292,9 @@ class Config(Section):
     def ineffective(self) -> Iterator[tuple[str, str]]:
         if self.sets("world") and not any(data.built_in for data in self.data.values()):
             yield "world", "because no data is built in"
+        for source, data in self.data.items():
+            if data.aggregate is not None and self.run_as(source) != "preferences":
+                yield f"data.{source}.aggregate", "because no step reads its judgements"
         for name, step in self.steps.items():
             if isinstance(step, Export) and self.lora is None and step.sets("merge"):
                 yield f"steps.{name}.merge", "with lora: null, because there is no adapter"

@@ -132,13 +132,16 @@ class Pipeline:
                 config.run_as(source),
                 None if builtin else _content_hash(data.path),
             ]
+            wide = data.columns.wide if data.columns else None
+            if wide is not None and isinstance(wide.items, str):
+                own.append(_content_hash(wide.items))
             folder = self.folder / "data" / source
             add(f"data.{source}", "data", folder, own, ("world",) if builtin else ())
         base = config.base
         sources = [f"data.{source}" for source in config.data]
         if config.near_duplicates is not None and sources:
             add("splits", "splits", self.folder / "splits", config.near_duplicates, sources)
-        clusters = _content_hash(str(self.folder / "splits" / CLUSTERS_FILE))
+        clusters = self._clusters()
         if base.model == "builtin:tiny":
             add("base", "base", self.folder / "base", [base.model_dump(), config.seed], sources)
         else:
@@ -377,6 +380,12 @@ class Pipeline:
         write_json(task.folder / CLUSTERS_FILE, dict(clusters.representatives))
         return {"prompts": float(len(openings)), "clusters": float(len(clusters.groups))}
 
+    def _clusters(self) -> dict[str, str]:
+        """What the splits keep together; nothing where that is not wanted, whatever is there."""
+        if self.config.near_duplicates is None:
+            return {}
+        return _read_json(self.folder / "splits" / CLUSTERS_FILE) or {}
+
     def _data_folder(self, source: str) -> Path:
         return self.folder / "data" / source
 
@@ -404,7 +413,7 @@ class Pipeline:
             base_path=str(base), inputs=inputs,
             data={s: self._data_folder(s) for _, s, _ in step.data_used()},
             engine=engine, tracker=tracker, seed=seed,
-            clusters=Clusters(_read_json(self.folder / "splits" / CLUSTERS_FILE) or {}),
+            clusters=Clusters(self._clusters()),
         )  # fmt: skip
         try:
             result = import_module(STAGES[step.kind]).run(context)

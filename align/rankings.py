@@ -98,7 +98,7 @@ def load_rankings(
     for side, rows in zip(sides, kept, strict=True):
         for judgement in side:
             group = _group_of(judgement, renderer, max_length)
-            pairs = _ordered_pairs(judgement)
+            pairs = judgement.ordered_pairs()
             if group is None:
                 left_out += 1
             elif pairs:
@@ -120,16 +120,6 @@ def _group_of(judgement: Judgement, renderer: Renderer, max_length: int) -> Grou
     if max(map(len, rendered)) > max_length:
         return None
     return Group(rendered[0].prompt, tuple(row.completion for row in rendered))
-
-
-def _ordered_pairs(judgement: Judgement) -> tuple[tuple[int, int], ...]:
-    ranks = judgement.ranks
-    return tuple(
-        (i, j)
-        for i, rank in enumerate(ranks)
-        for j, other in enumerate(ranks)
-        if rank is not None and other is not None and rank < other
-    )
 
 
 Loss = Callable[[Any, PackedBatch, PairIndex, list[int]], LossOutput]

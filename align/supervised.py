@@ -35,42 +35,14 @@ def fit_language_model(
             f"cannot be rendered, or are held out."
         )
     from datasets import Dataset
-    from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    micro = train.micro_batch_size(engine.world_size)
-    steps = train.max_steps or math.ceil(
-        len(rows) / train.train_batch_size * train.num_train_epochs
-    )
+    masked = "completion_mask" in rows[0]
     callback = _track(tracker)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=model,  # type: ignore[arg-type]
-            args=SFTConfig(
-                output_dir=scratch,
-                num_train_epochs=train.num_train_epochs,
-                max_steps=train.max_steps or -1,
-                per_device_train_batch_size=micro,
-                gradient_accumulation_steps=train.train_batch_size // (micro * engine.world_size),
-                learning_rate=train.learning_rate,
-                lr_scheduler_type=train.lr_scheduler_type,
-                warmup_steps=train.warmup_steps,
-                weight_decay=train.weight_decay,
-                adam_epsilon=train.adam_epsilon,
-                max_grad_norm=train.max_grad_norm,
-                max_length=None,
-                logging_steps=min(train.logging_steps, steps),  # a short run has a last line too
-                completion_only_loss="completion_mask" in rows[0],
-                dataloader_pin_memory=engine.device.type == "cuda",
-                gradient_checkpointing=None,  # type: ignore[arg-type] - off under both its names
-                bf16=False,
-                disable_tqdm=True,
-                report_to="none",
-                save_strategy="no",
-                seed=seed,
-                data_seed=seed,
-                **engine.trainer_arguments(train.max_grad_norm),
-            ),
+            args=_arguments(scratch, train, engine, len(rows), masked, seed),
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=renderer.tokenizer,
             callbacks=[callback],
@@ -82,6 +54,41 @@ def fit_language_model(
         trainer.train()
     engine.forget_trainer()
     return callback.last
+
+
+def _arguments(
+    scratch: str, train: TextTrain, engine: Engine, rows: int, masked: bool, seed: int
+) -> Any:
+    """The SFTConfig of these settings; `masked` says whether the rows have a completion mask."""
+    from trl.trainer.sft_config import SFTConfig
+
+    micro = train.micro_batch_size(engine.world_size)
+    steps = train.max_steps or math.ceil(rows / train.train_batch_size * train.num_train_epochs)
+    return SFTConfig(
+        output_dir=scratch,
+        num_train_epochs=train.num_train_epochs,
+        max_steps=train.max_steps or -1,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=train.train_batch_size // (micro * engine.world_size),
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        adam_epsilon=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        max_length=None,
+        logging_steps=min(train.logging_steps, steps),  # a short run has a last line too
+        completion_only_loss=masked,
+        dataloader_pin_memory=engine.device.type == "cuda",
+        gradient_checkpointing=None,  # type: ignore[arg-type] - off under both its names
+        bf16=False,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        seed=seed,
+        data_seed=seed,
+        **engine.trainer_arguments(train.max_grad_norm),
+    )
 
 
 def _track(tracker: Tracker) -> Any:

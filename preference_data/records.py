@@ -11,7 +11,6 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from json.encoder import encode_basestring_ascii as _quoted
 from math import isfinite
 from operator import attrgetter
@@ -372,18 +371,22 @@ class Judgement:
             raise ValueError(f"Only two responses can be swapped, not {len(self.responses)}.")
         return self.permuted((1, 0))
 
+    def ordered_pairs(self) -> tuple[tuple[int, int], ...]:
+        """(better, worse) places of every two responses that are ranked, and not alike."""
+        return tuple(
+            (i, j)
+            for i, rank in enumerate(self.ranks)
+            for j, other in enumerate(self.ranks)
+            if rank is not None and other is not None and rank < other
+        )
+
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every pair whose ranks differ, chosen first; empty for a tie.
 
         The weights add up to the judgement's own, so that a ranking of K counts once and not
         K(K-1)/2 times (InstructGPT, arXiv:2203.02155, eq. 1).
         """
-        pairs: list[tuple[int, int]] = []
-        for i, j in combinations(range(len(self.ranks)), 2):
-            rank_i, rank_j = self.ranks[i], self.ranks[j]
-            if rank_i is not None and rank_j is not None and rank_i != rank_j:
-                # Equal ranks never get here, so the losers of a best-of are not compared.
-                pairs.append((i, j) if rank_i < rank_j else (j, i))
+        pairs = self.ordered_pairs()
         if not pairs:
             return ()
         weight, judgement_id = self.weight / len(pairs), self.id

@@ -26,6 +26,7 @@ from preference_data.exports import FORMULA_STARTS
 from preference_data.labelling.selection import Question
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response
+from preference_data.sources.cells import EXCEL_CELL
 from preference_data.sources.store import read_judgements, record_sink, whole_or_absent
 
 LABELS_FILE = "labels.csv"
@@ -33,8 +34,6 @@ TASKS_FILE = "label_studio.json"
 CONFIG_FILE = "label_studio_config.xml"
 KEY_FILE = "key.jsonl"
 
-EXCEL_CELL = 32_767
-"""Characters of a cell; Excel cuts what is longer."""
 
 _COLUMNS = ("prompt", "response_a", "response_b", "label", "annotator", "comment", "group")
 _ROW_ID = re.compile("r[0-9a-f]{15}")

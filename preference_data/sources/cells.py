@@ -15,6 +15,9 @@ from typing import cast
 from preference_data.quarantine import RowFault, SetAside
 from preference_data.records import Message, Prompt, Response
 
+EXCEL_CELL = 32_767
+"""Characters of a cell; Excel cuts longer text there."""
+
 
 def text_of(values: Mapping[str, object], name: str) -> str:
     """The text, "" where the row has none. Raises RowFault for a value of another type."""

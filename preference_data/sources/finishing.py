@@ -59,9 +59,10 @@ class Finishing:
 
     def _finish(self, record: Record) -> Record:
         if self.keep_raw and isinstance(record, Judgement) and record.source is not None:
-            row = self._raw[record.source.file, record.source.row]
-            self._forget_before(row)
-            record = replace(record, raw=json.dumps(row.values, ensure_ascii=False))
+            row = self._raw.get((record.source.file, record.source.row))
+            if row is not None:  # a judgement of an earlier import names a row of another file
+                self._forget_before(row)
+                record = replace(record, raw=json.dumps(row.values, ensure_ascii=False))
         if isinstance(record, Judgement) and record.annotator is not None:
             record = replace(record, annotator=self._annotator(record.annotator))
         if self.personal_data == "keep":
@@ -95,11 +96,12 @@ class Finishing:
         return replace(item, detail=detail, raw=raw)
 
     def _place_of(self, records: tuple[Record, ...]) -> Row:
+        assert self._last is not None
         for record in records:
-            if isinstance(record, Judgement) and record.source is not None:
-                return Row(record.source.file, record.source.row, record.source.line, {})
-        assert self._last is not None  # readers of other records give one row after the other
-        return self._last
+            source = record.source if isinstance(record, Judgement) else None
+            if source is not None and source.file == self._last.file:
+                return Row(source.file, source.row, source.line, {})
+        return self._last  # readers of other records give one row after the other
 
     def _forget_before(self, row: Row) -> None:
         """Readers give the records of a file in the order of its rows."""

@@ -17,6 +17,7 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def convert_table(
     progress = context.Array("q", [_UNKNOWN] * (2 * most + 2))
     progress[0], progress[1] = 0, table.header_lines
     changed = context.Condition()
-    cores = len(os.sched_getaffinity(0))
+    cores = _cores()
     pool = ProcessPoolExecutor(cores, context, _start, (table, progress, changed))
     waiting: deque[Future[_Converted]] = deque()
     try:
@@ -102,6 +103,9 @@ def convert_table(
                 _collect(waiting.popleft().result(), tally, sink, quarantine, reading)
         while waiting:
             _collect(waiting.popleft().result(), tally, sink, quarantine, reading)
+    except BrokenProcessPool:
+        # Such as a script without `if __name__ == "__main__"`, which no process can import.
+        raise NotSplittable from None
     finally:
         pool.shutdown(cancel_futures=True)
         for left in folder.glob(".segment-*"):
@@ -117,8 +121,14 @@ def splittable(path: Path, reading: Reading) -> bool:
         and path.suffix.lower() in (".csv", ".tsv")
         and path.stat().st_size >= SMALLEST_FILE
         and reading.encoding_of(path) == "utf-8-sig"
-        and len(os.sched_getaffinity(0)) > 1
+        and _cores() > 1
     )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux, where a process may be given a few of all
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _open(path: Path, reading: Reading, folder: Path) -> tuple[_Table, int]:

@@ -175,6 +175,8 @@ NO_EFFECT = {
     "coefficient of 0, which is steered by multiplying it; remove it.",
     "steps.sft.train={max_steps: 3, num_train_epochs: 1.0}": "steps.sft.train.num_train_epochs has "
     "no effect beside max_steps; remove it.",
+    "data.demos.aggregate=majority": "data.demos.aggregate has no effect because no step reads its "
+    "judgements; remove it.",
     "base.revision=main": "base.revision has no effect with a built-in model; remove it.",
     "base={model: some/hub-id, architecture: {hidden_size: 8}}": "base.architecture has no effect "
     "unless model is builtin:tiny; remove it.",

@@ -64,7 +64,7 @@ def run_dir(tmp_path: Path, tiny_folder: Path, make_roles: Callable[..., Any], s
     finish("base", "base", ())
     finish("data.labels", "data", ())
     report = {
-        "files": ["/home/somebody/labels.csv"], "format": "table", "limit": None,
+        "files": ["/private/somebody/labels.csv"], "format": "table", "limit": None,
         "rows_in": 1234, "rows_out": 1230, "rows_quarantined": 4,
         "by_reason": {"label_unknown": 3, "empty_prompt": 1},
     }  # fmt: skip
@@ -179,7 +179,7 @@ def test_the_card_is_written_from_the_run_s_records(run_dir: Path, tmp_path: Pat
         "torch 2.13.0.",
     ):
         assert fact in card
-    assert "/home/somebody" not in card
+    assert "/private/somebody" not in card
     assert str(tmp_path) not in card
 
 

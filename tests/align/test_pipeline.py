@@ -384,6 +384,8 @@ def test_near_duplicates_of_two_sources_are_on_one_side(tmp_path: Path):
     del settings["world"]
     Pipeline(build_config(settings)).run()
     clusters = json.loads((tmp_path / "run" / "splits" / "clusters.json").read_text())
+    assert Pipeline(build_config(settings))._clusters() == clusters
+    assert Pipeline(build_config({**settings, "near_duplicates": None}))._clusters() == {}
     assert len(clusters) == 2 and len(set(clusters.values())) == 1
     from preference_data.near_duplicates import Clusters
     from preference_data.records import Prompt

@@ -126,3 +126,22 @@ def test_a_key_gives_every_annotator_the_same_pseudonym_in_every_import(labels, 
     ]
     assert names[0] == names[1] != names[2]
     assert not {"ann", "bob"} & {*names[0], *names[2]}
+
+
+def test_judgements_of_an_earlier_import_keep_the_raw_row_they_have(labels, tmp_path):
+    """Their source names a row of another file; what is dropped is named by its row here."""
+    labels.write_text(
+        "prompt,response_a,response_b,label\n" + "p,x,y,A\n" * 3 + "me@example.com,x,y,A\n"
+    )
+    import_data("preferences", str(labels), tmp_path / "first", limit=4, keep_raw=True)
+    (tmp_path / "short.jsonl").write_bytes(
+        b"".join((tmp_path / "first" / "judgements.jsonl").read_bytes().splitlines(True)[2:])
+    )
+    import_data(
+        "preferences", str(tmp_path / "short.jsonl"), tmp_path / "second", keep_raw=True,
+        personal_data="drop",
+    )  # fmt: skip
+    [kept] = read_judgements(tmp_path / "second")
+    assert kept.source is not None and kept.source.row == 3 and kept.raw is not None
+    dropped = json.loads((tmp_path / "second" / "quarantine.jsonl").read_text())
+    assert (dropped["row"], dropped["file"]) == (2, str(tmp_path / "short.jsonl"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import orjson
@@ -173,3 +175,25 @@ def test_a_mapping_of_names_and_labels_leaves_a_table_plain():
     assert orjson.loads(line) == orjson.loads(orjson.dumps(judgement.to_json()))
     assert (label, annotator) == ("first", None)
     assert [r.text for r in judgement.responses] == ["yes", "no"]
+
+
+def test_a_script_without_a_main_guard_is_served_in_one_piece(tmp_path):
+    """Other processes cannot import such a script; the import must not end with theirs."""
+    path = table(tmp_path / "labels.csv")
+    (tmp_path / "script.py").write_text(
+        "from preference_data import import_data\n"
+        "from preference_data.sources import segments\n"
+        "segments.SMALLEST_FILE, segments.SEGMENT = 0, 3000\n"
+        "segments._cores = lambda: 2\n"
+        f"report = import_data('preferences', {str(path)!r}, __import__('pathlib').Path("
+        f"{str(tmp_path / 'out')!r}), max_quarantined=1.0)\n"
+        "print(report.rows_in)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = imported(path, tmp_path / "whole")[2]
+    assert int(done.stdout) == orjson.loads(report)["rows_in"]
+    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".jsonl", ".json", ".parquet"}

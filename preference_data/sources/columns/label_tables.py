@@ -16,6 +16,7 @@ from preference_data.records import Judgement, Prompt, Source, Split
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.carriers.rows import Row, convert_rows
 from preference_data.sources.cells import (
+    EXCEL_CELL,
     as_date,
     as_number,
     as_prompt,
@@ -39,7 +40,6 @@ from preference_data.sources.columns.wide import long_rows
 
 __all__ = ["VERDICTS", "LabelTable", "read_label_table"]
 
-_EXCEL_CELL = 32_767
 _HEADERS = 1000
 """Converters that are kept: objects of a JSONL file may each have keys of their own."""
 _NAMED = 10
@@ -154,7 +154,7 @@ def _converter(columns: Columns, found: Sequence[str], paths: Paths, reading: Re
                 facts[name] = read(values, responses, kept)
         if _is_cut(row.values):
             reading.note(
-                f"{row.file} has cells of exactly {_EXCEL_CELL:,} characters: Excel cuts longer "
+                f"{row.file} has cells of exactly {EXCEL_CELL:,} characters: Excel cuts longer "
                 "text there."
             )
         return Judgement(
@@ -294,8 +294,8 @@ def _not_read(where: str, names: Sequence[str]) -> str:
 def _is_cut(values: Values) -> bool:
     """Whether a cell is as long as Excel's longest."""
     try:
-        if _EXCEL_CELL not in map(len, values.values()):  # pyright: ignore[reportArgumentType]
+        if EXCEL_CELL not in map(len, values.values()):  # pyright: ignore[reportArgumentType]
             return False
     except TypeError:
         pass  # JSON: not every value has a length
-    return any(isinstance(cell, str) and len(cell) == _EXCEL_CELL for cell in values.values())
+    return any(isinstance(cell, str) and len(cell) == EXCEL_CELL for cell in values.values())

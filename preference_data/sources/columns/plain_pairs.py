@@ -18,12 +18,12 @@ from typing import Any
 import orjson
 
 from preference_data.records import SCHEMA_VERSION, Judgement
+from preference_data.sources.cells import EXCEL_CELL
 from preference_data.sources.columns.headers import completed
 from preference_data.sources.columns.mapping import Columns
 
 _READ = ("prompt", "responses", "label", "labels", "annotator", "comment")
 """The options of a mapping that leave a row plain."""
-_EXCEL_CELL = 32_767
 
 
 class PlainPairs:
@@ -67,7 +67,7 @@ class PlainPairs:
             verdict is None
             or first == second
             or not (prompt.strip() and first.strip() and second.strip())
-            or any(len(cell) == _EXCEL_CELL for cell in cells)
+            or any(len(cell) == EXCEL_CELL for cell in cells)
             or cells == self._header
         ):
             raise NotPlain

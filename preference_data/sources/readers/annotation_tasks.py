@@ -16,7 +16,7 @@ from math import isfinite
 from typing import Any, cast
 
 from preference_data.quarantine import DataError, RowFault
-from preference_data.records import JudgementKind, Message, Outcome, Ranks, Response
+from preference_data.records import JudgementKind, Outcome, Ranks
 from preference_data.sources.columns.mapping import Columns
 from preference_data.sources.readers.ratings import ranks_by_score, tie_of
 
@@ -243,16 +243,6 @@ def rated_field(question: str, responses: Sequence[str]) -> tuple[str, str] | No
     if len(inside) != 1:
         return None
     return inside[0], question.replace(inside[0], "").strip("-_ .") or "rating"
-
-
-def check_distinct(responses: Sequence[Response], ranks: Ranks) -> None:
-    """Raises RowFault if two identical answers are ranked one above the other."""
-    first_rank: dict[tuple[Message, ...], int] = {}
-    for response, rank in zip(responses, ranks, strict=True):
-        if rank is not None and first_rank.setdefault(response.messages, rank) != rank:
-            raise RowFault(
-                "identical_responses", "two identical answers are ranked one above the other."
-            )
 
 
 def annotator_of(value: object) -> str | None:

@@ -17,11 +17,11 @@ from preference_data.records import Judgement
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.carriers.rows import Row, convert_rows, rejected
 from preference_data.sources.cells import prompt_of, response_of
+from preference_data.sources.columns.verdicts import check_distinct
 from preference_data.sources.readers.annotation_tasks import (
     Opinion,
     TaskFields,
     annotator_of,
-    check_distinct,
     object_of,
     objects_of,
     opinion_of_choice,

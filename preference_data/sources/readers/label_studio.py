@@ -21,10 +21,10 @@ from preference_data.sources.carriers.files import Reading
 from preference_data.sources.carriers.rows import Row, convert_rows, rejected
 from preference_data.sources.cells import plain_label, prompt_of, short_text_of
 from preference_data.sources.columns.mapping import Columns, Graded, Verdict
+from preference_data.sources.columns.verdicts import check_distinct
 from preference_data.sources.readers.annotation_tasks import (
     TaskFields,
     annotator_of,
-    check_distinct,
     number_of,
     object_of,
     objects_of,

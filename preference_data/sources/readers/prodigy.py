@@ -14,11 +14,11 @@ from preference_data.quarantine import RowFault, SetAside
 from preference_data.records import Judgement, Outcome, Prompt, Response
 from preference_data.sources.carriers.rows import Row
 from preference_data.sources.cells import prompt_of, short_text_of
+from preference_data.sources.columns.verdicts import check_distinct
 from preference_data.sources.readers.annotation_tasks import (
     Opinion,
     annotator_of,
     best_of,
-    check_distinct,
     object_of,
     objects_of,
     text_in,
