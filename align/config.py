@@ -5,7 +5,7 @@ range is a `ConfigError` of one or two sentences. What pydantic cannot see (a st
 step that does not exist, an option that would have no effect) is checked in `check_graph`.
 Neither torch nor transformers is imported here, so a typo answers at once.
 
-The steps and their settings are in `align.config_steps` and are named here as well.
+The steps and their settings are in `align.config_{steps,train,ppo}` and are named here as well.
 """
 # pyright: strict
 
@@ -21,37 +21,32 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidationInfo
 
 from align.config_errors import ConfigError, hint, sentence
+from align.config_ppo import GAE, KL, Clip, PPOTrain
+from align.config_section import (
+    FoundPath,
+    Fraction,
+    Name,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    folders_of,
+    look_up,
+)
 from align.config_steps import (
     DPO,
-    GAE,
-    KL,
     POLICY_KINDS,
     PPO,
     SFT,
     AnyStep,
-    Clip,
     DataKind,
-    DPOTrain,
     Evaluate,
     Export,
-    FoundPath,
-    Fraction,
     FunctionReward,
-    Name,
-    PositiveFloat,
-    PositiveInt,
-    PPOTrain,
     Pretrain,
-    RankingTrain,
     Reward,
-    RewardTrain,
-    Section,
     Step,
-    TextTrain,
-    Train,
-    folders_of,
-    look_up,
 )
+from align.config_train import DPOTrain, RankingTrain, RewardTrain, TextTrain, Train
 from align.config_yaml import override, parse_yaml
 from preference_data.sources import FORMATS, PersonalData
 from preference_data.sources.columns.mapping import Columns

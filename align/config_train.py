@@ -1,0 +1,134 @@
+"""How a step trains: the settings of supervised, ranking and preference training."""
+# pyright: strict
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from align.config_errors import ConfigError
+from align.config_section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+
+
+class Train(Section):
+    """Settings that every gradient step shares; names as in transformers' TrainingArguments."""
+
+    num_train_epochs: PositiveFloat = 1.0
+    """Passes over the training rows."""
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimiser steps, whatever num_train_epochs says."""
+    train_batch_size: PositiveInt = 32
+    """Rows between two optimiser steps, over all ranks."""
+    learning_rate: PositiveFloat = 1e-4
+    """The largest one, after the warm-up."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the learning rate after the warm-up; linear and cosine end at 0."""
+    warmup_steps: NonNegativeFloat = 0.05
+    """Steps in which the learning rate rises from 0; below 1, a share of all steps."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Of AdamW, decoupled from the gradient (arXiv:1711.05101)."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """Added to the denominator of Adam's update."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this global norm."""
+    max_length: PositiveInt = 512
+    """Tokens of a row, prompt and completion together."""
+    logging_steps: PositiveInt = 10
+    """Optimiser steps between two lines of metrics."""
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        if self.max_steps is not None and self.sets("num_train_epochs"):
+            yield "num_train_epochs", "beside max_steps"
+
+
+class TextTrain(Train):
+    """Settings of training on text, token after token."""
+
+    per_device_train_batch_size: PositiveInt | None = None
+    """Rows of one forward pass on one rank; train_batch_size / ranks by default."""
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Rows of one forward pass on one rank. Raises ConfigError if the sizes do not divide."""
+        per_rank, rest = divmod(self.train_batch_size, world_size)
+        if rest:
+            raise ConfigError(
+                f"train_batch_size {self.train_batch_size} does not divide by {world_size} ranks."
+            )
+        micro = self.per_device_train_batch_size or per_rank
+        if per_rank % micro:
+            raise ConfigError(
+                f"per_device_train_batch_size {micro} does not divide the {per_rank} rows that a "
+                f"rank takes of train_batch_size {self.train_batch_size}."
+            )
+        return micro
+
+
+class RankingTrain(Train):
+    """Settings of training on judgements."""
+
+    tokens_per_forward: PositiveInt = 8192
+    """Tokens one forward pass holds on one rank, whole judgements; does not change the result."""
+
+
+class RewardTrain(RankingTrain):
+    """Settings of the reward model's training."""
+
+    center_coefficient: NonNegativeFloat = 0.01
+    """Weight of (r_chosen + r_rejected)^2, which keeps scores around 0 (arXiv:2312.09244)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels."""
+
+
+class DPOTrain(RankingTrain):
+    """Settings of direct preference optimisation."""
+
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "simpo", "orpo"] = "sigmoid"
+    """What is made of a pair (align/dpo_losses.py): DPO's own, SLiC's hinge, IPO, DPO for flipped
+    labels, and two without a reference, SimPO and ORPO."""
+    beta: PositiveFloat = 0.1
+    """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7); in simpo the scale of
+    the rewards, in orpo the weight of the odds ratio beside the likelihood."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels (conservative DPO; under robust, robust DPO)."""
+    margin: NonNegativeFloat = 0.0
+    """By how much the chosen reward is to exceed the rejected one: the offset of ODPO, the gamma of
+    SimPO; in units of beta times nats."""
+    length_normalised: bool = False
+    """Log-ratios are means over the completion's tokens instead of sums."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether a completion counts by its mean over tokens."""
+        return self.length_normalised or self.loss in ("ipo", "simpo", "orpo")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.loss not in ("simpo", "orpo")
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective()
+        if self.loss in ("ipo", "simpo", "orpo") and self.sets("length_normalised"):
+            yield "length_normalised", f"on {self.loss}, which takes means over tokens in any case"
+        if self.loss in ("hinge", "ipo", "orpo"):
+            if self.sets("label_smoothing"):
+                yield "label_smoothing", f"on {self.loss}, only on sigmoid, robust and simpo"
+            if self.sets("margin"):
+                yield "margin", f"on {self.loss}, only on sigmoid, robust and simpo"
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """(option, what is wrong), as `Step.contradictions`."""
+        if self.loss == "robust" and self.label_smoothing == 0:
+            yield (
+                "label_smoothing",
+                "is 0, but loss is robust, which corrects for that share of flipped labels; set "
+                "it, or use sigmoid",
+            )
+        if not self.sets("beta") and (self.loss == "simpo" or self.length_normalised):
+            what = "simpo" if self.loss == "simpo" else "length_normalised"
+            yield (
+                "beta",
+                f"must be set with {what}: its default of 0.1 is for sums over tokens, and means "
+                "need about 2 to 10",
+            )
