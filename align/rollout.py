@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -180,26 +178,3 @@ def packed_scores(
         batch = pack([groups[i] for i in part]).to(engine.device)
         scores += roles.scores(role, batch).float().cpu().tolist()
     return scores
-
-
-def load_function(reference: str) -> Callable[[list[str], list[str]], list[float]]:
-    """The function that `file.py:name` names. Raises ConfigError if there is none."""
-    import importlib.util
-    from pathlib import Path
-
-    from align.config import ConfigError
-
-    path, _, name = reference.rpartition(":")
-    file = Path(path)
-    if not path or not file.is_file():
-        raise ConfigError(f"function {reference!r}: there is no file {path!r}; write file.py:name.")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function: Any = getattr(module, name, None)
-    if not inspect.isroutine(function) or len(inspect.signature(function).parameters) < 2:
-        raise ConfigError(
-            f"function {reference!r}: {path} has no function {name}(prompts, completions)."
-        )
-    return function

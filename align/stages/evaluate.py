@@ -12,8 +12,9 @@ import torch
 from align.artifacts import Rows
 from align.policy import respond, uniforms
 from align.rankings import PairIndex, Ranked, by_group, load_rankings, pair_index
+from align.rewards import load_function
 from align.roles import Roles, load_head
-from align.rollout import load_function, packed_scores, packed_tokens
+from align.rollout import packed_scores, packed_tokens
 from align.stage import StageContext, StageResult
 from preference_data import views
 from preference_data.batches import Group

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from align.config import ConfigError, Lora
+from align.config import Lora
 from align.engine import Engine
 from align.policy import uniforms
 from align.roles import Roles
@@ -17,7 +16,6 @@ from align.rollout import (
     Roller,
     Rollout,
     Sample,
-    load_function,
     packed_scores,
     packed_tokens,
 )
@@ -150,29 +148,3 @@ def test_two_ranks_collect_what_one_does_to_the_last_bit(
     assert [[len(batch) for batch in mine] for mine in found] == [[2], [1]]
     together = rolled(0, 2, lambda mine: [*mine, *found[1]])
     assert together.samples == alone.samples
-
-
-# --- a reward that is a function ------------------------------------------------------------------
-
-
-def test_a_function_is_loaded_from_its_file(tmp_path: Path):
-    file = tmp_path / "judge.py"
-    file.write_text("def short(prompts, completions):\n    return [-len(c) for c in completions]\n")
-    assert load_function(f"{file}:short")(["a"], ["four"]) == [-4]
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("absent", "has no function absent"),
-        ("one", "has no function one"),  # one argument is not (prompts, completions)
-        ("LIMIT", "has no function LIMIT"),
-    ],
-)
-def test_a_function_that_is_not_there_is_named(tmp_path: Path, name: str, sentence: str):
-    file = tmp_path / "judge.py"
-    file.write_text("LIMIT = 3\n\n\ndef one(completions):\n    return completions\n")
-    with pytest.raises(ConfigError, match=sentence):
-        load_function(f"{file}:{name}")
-    with pytest.raises(ConfigError, match="there is no file"):
-        load_function(f"{tmp_path / 'other.py'}:{name}")
