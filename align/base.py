@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from align.config import Base, ConfigError
+from preference_data.attention import hidden_states
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
 
@@ -25,8 +28,9 @@ TINY = {
 }
 """Llama architecture, 1.4 M parameters."""
 
-WINDOWS = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
-"""What configurations call the number of tokens back that a layer sees."""
+WINDOWS = ("window_size", "local_attention")
+"""What configurations call the number of tokens back that a layer sees, if the layer measures it by
+the place in the row, where a packed batch has other conversations."""
 
 PROBE = (
     Group((1, 2, 3, 4, 5), ((6, 7, 8), (9, 6, 7))),
@@ -67,10 +71,20 @@ def load_renderer(path: str, revision: str | None = None) -> Renderer:
 def load_base(path: str, base: Base, device: torch.device) -> Any:
     """The causal language model at `path`, in the configured type, without dropout.
 
-    Raises ConfigError if it cannot be loaded, or computes something else in packed batches.
+    Raises ConfigError if it cannot be loaded, computes something else in packed batches, or has no
+    layers for the gradient checkpointing that is asked for.
     """
     from transformers import AutoModelForCausalLM
 
+    if base.attention not in ("auto", "sdpa", "eager") and device.type != "cuda":
+        raise ConfigError(
+            f"base.attention is {base.attention}, which trains on a GPU only; use auto here."
+        )
+    if base.attention == "flash_attention_2" and base.dtype == "float32":
+        raise ConfigError(
+            "base.attention is flash_attention_2, which computes in half precision only; set "
+            "base.dtype to bfloat16."
+        )
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -78,7 +92,7 @@ def load_base(path: str, base: Base, device: torch.device) -> Any:
             dtype=DTYPES[base.dtype],
             attn_implementation="sdpa" if base.attention == "auto" else base.attention,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"base.model {path!r} cannot be loaded: {reason}") from None
     _refuse_window(path, model.config)
@@ -91,16 +105,43 @@ def load_base(path: str, base: Base, device: torch.device) -> Any:
             setattr(module, "attention_dropout", 0.0)  # noqa: B010 - pyright expects tensors
     model = model.to(device)
     _refuse_inexact(path, model)
+    if base.gradient_checkpointing:
+        _mark_layers(path, model)
     return model
 
 
+def _mark_layers(path: str, model: Any) -> None:
+    """Switches checkpointing on where transformers has its switch: in each layer."""
+    layers = _layers(model)
+    if not layers:
+        raise ConfigError(
+            f"base.gradient_checkpointing is true, but the layers of base.model {path!r} "
+            f"({model.config.model_type}) cannot be computed again; set it to false."
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+def checkpointed_layers(model: torch.nn.Module) -> list[Any]:
+    """The layers of a transformers model whose checkpointing is on.
+
+    transformers heeds the switch in training mode; `Roles` does where a gradient is wanted.
+    """
+    return [layer for layer in _layers(model) if layer.gradient_checkpointing]
+
+
+def _layers(model: torch.nn.Module) -> list[Any]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
 def _refuse_window(path: str, config: Any) -> None:
-    """A packed batch brings its own mask, which replaces the model's window."""
     config = config.get_text_config()
     for name in WINDOWS:
         window = getattr(config, name, None)
-        used = window and getattr(config, "use_sliding_window", True)
-        if used and window < config.max_position_embeddings:
+        if window and window < config.max_position_embeddings:
             raise ConfigError(
                 f"base.model {path!r} attends to a window of {window} tokens, which packed batches "
                 f"do not keep to; set {name} to {config.max_position_embeddings} in its "
@@ -118,7 +159,7 @@ def _refuse_inexact(path: str, model: Any) -> None:
     batch = pack(PROBE).to(model.device)
     alone = torch.tensor([[*group.prompt, *ids] for group in PROBE for ids in group.completions])
     with torch.no_grad():
-        packed = model.base_model(**batch.inputs_for(model)).last_hidden_state
+        packed = hidden_states(model, batch)
         hidden = model.base_model(input_ids=alone.to(model.device), use_cache=False)
         hidden = hidden.last_hidden_state[:, -1]
         logits = model(input_ids=alone.to(model.device), use_cache=False).logits[:, -1]

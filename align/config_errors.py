@@ -100,6 +100,8 @@ def sentence(error: ValidationError, root: Any, tree: Any) -> str:
 
 def _unknown_key(path: Path, root: Any, tree: Any) -> str:
     allowed = sorted(_keys_at(path[:-1], root, tree))
+    if path[-1] in allowed:  # in another kind of section than the one that was meant
+        return f"{dotted(path)} cannot stand beside the other keys here; remove it or them."
     return (
         f"{dotted(path)} is not a known key{hint(str(path[-1]), allowed)} "
         f"Allowed here: {', '.join(allowed)}."

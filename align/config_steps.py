@@ -7,13 +7,22 @@ no effect; `align.config` checks these against the whole file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, Union
 
 from pydantic import Field
 
 from align.config_ppo import PPOTrain
-from align.config_section import Function, Name, PositiveFloat, PositiveInt, Section
+from align.config_rewards import (
+    AnyReward,
+    FunctionReward,
+    SingleReward,
+    contradictions,
+    file_of,
+    label_of,
+    leaves,
+)
+from align.config_section import Name, PositiveFloat, PositiveInt, Section
 from align.config_train import DPOTrain, RewardTrain, TextTrain
 
 DataKind = Literal["text", "demonstrations", "preferences", "prompts"]
@@ -41,6 +50,10 @@ class Step(Section):
         """(option, name, what it is read as) of each data source."""
         yield from ()
 
+    def files_used(self) -> Iterator[tuple[str, str]]:
+        """(option, path) of each file or model folder that the step reads besides its data."""
+        yield from ()
+
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """(option, what is wrong) of options that do not go together."""
         yield from ()
@@ -53,6 +66,12 @@ def _indivisible(train: TextTrain) -> Iterator[tuple[str, str]]:
             "train.per_device_train_batch_size",
             f"is {micro}, which does not divide train_batch_size {train.train_batch_size}",
         )
+
+
+def _files(rewards: Iterable[tuple[str, SingleReward]]) -> Iterator[tuple[str, str]]:
+    for option, reward in rewards:
+        if (path := file_of(reward)) is not None:
+            yield option, path
 
 
 class Pretrain(Step):
@@ -128,13 +147,6 @@ class DPO(Step):
             yield f"train.{option}", problem
 
 
-class FunctionReward(Section):
-    """A Python function as the reward."""
-
-    function: Function
-    """`file.py:name`; called with prompts and completions (lists of text), gives a score each."""
-
-
 class PPO(Step):
     """Proximal policy optimisation against a reward, kept near the policy it starts from."""
 
@@ -143,25 +155,41 @@ class PPO(Step):
     """The data source: prompts, or the prompts of any other."""
     policy: Name = "base"
     """The step it starts from, or `base`; also the reference."""
-    reward: Name | FunctionReward
-    """The reward step, or a function."""
+    reward: AnyReward
+    """The reward step, a function, a model, a service, an ensemble, or a list: a weighted sum."""
+    judge: Name | FunctionReward | None = None
+    """Scores every iteration's responses and is never trained on: `gold` (built-in world), a
+    reward step other than the reward, or a function. null = nobody watches."""
     train: PPOTrain = PPOTrain()
 
     def steps_used(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "policy", self.policy, ("base", "pretrain", "sft", "dpo")
-        if isinstance(self.reward, str):
-            yield "reward", self.reward, ("reward",)
+        for option, reward in leaves(self.reward, "reward"):
+            if isinstance(reward, str):
+                yield option, reward, ("reward",)
+        if isinstance(self.judge, str) and self.judge != "gold":
+            yield "judge", self.judge, ("reward",)
 
     def data_used(self) -> Iterator[tuple[str, str, DataKind]]:
         yield "data", self.data, "prompts"
+        if self.train.ptx is not None:
+            yield "train.ptx.data", self.train.ptx.data, "demonstrations"
+
+    def files_used(self) -> Iterator[tuple[str, str]]:
+        yield from _files(leaves(self.reward, "reward"))
+        if self.judge is not None:
+            yield from _files([("judge", self.judge)])
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
-        responses = self.train.responses_per_iteration()
-        if self.train.minibatches > responses:
+        yield from contradictions(self.reward, "reward")
+        if self.judge is not None and self.judge == self.reward:
             yield (
-                "train.minibatches",
-                f"is {self.train.minibatches}, but an iteration has only {responses} responses",
+                "judge",
+                "is the reward itself, whose score is logged as objective/score anyway; name "
+                "another, or remove it",
             )
+        for option, problem in self.train.contradictions():
+            yield f"train.{option}", problem
 
 
 class Evaluate(Step):
@@ -174,8 +202,8 @@ class Evaluate(Step):
     """The steps whose policies are compared; `base` is the base itself."""
     baseline: Name
     """The policy that the others are compared with."""
-    judges: tuple[Name | FunctionReward, ...]
-    """`gold` (built-in world), reward steps, or functions."""
+    judges: tuple[SingleReward, ...]
+    """`gold` (built-in world), reward steps, functions, models, or services."""
     preferences: Name | None = None
     """Preferences on whose held-out side the reward judges' accuracy is measured."""
     prompts: PositiveInt = 200
@@ -202,6 +230,9 @@ class Evaluate(Step):
         if self.preferences is not None:
             yield "preferences", self.preferences, "preferences"
 
+    def files_used(self) -> Iterator[tuple[str, str]]:
+        yield from _files((f"judges[{i}]", judge) for i, judge in enumerate(self.judges))
+
     def ineffective(self) -> Iterator[tuple[str, str]]:
         judged = any(isinstance(judge, str) and judge != "gold" for judge in self.judges)
         if self.preferences is not None and not judged:
@@ -210,11 +241,11 @@ class Evaluate(Step):
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if not set(self.policies) - {self.baseline}:
             yield "policies", f"names no policy besides the baseline {self.baseline!r}"
-        for option, names in (("policies", self.policies), ("judges", self.judges)):
+        judges = tuple(label_of(judge) for judge in self.judges)
+        for option, names in (("policies", self.policies), ("judges", judges)):
             for index, name in enumerate(names):
                 if name in names[:index]:
-                    text = name if isinstance(name, str) else name.function
-                    yield f"{option}[{index}]", f"names {text!r} a second time"
+                    yield f"{option}[{index}]", f"names {name!r} a second time"
 
 
 class Export(Step):

@@ -70,6 +70,18 @@ class RankingTrain(Train):
 
     tokens_per_forward: PositiveInt = 8192
     """Tokens one forward pass holds on one rank, whole judgements; does not change the result."""
+    save_steps: PositiveInt = 100
+    """Optimiser steps between two checkpoints, from which an interrupted step goes on; does not
+    change the result."""
+    truncation: Literal["none", "left"] = "none"
+    """Of a judgement longer than max_length: `none` leaves it out, `left` cuts the beginning of its
+    prompt, never an answer, and leaves it out only if an answer takes up all of max_length. A
+    reward model then reads what it scores in the same way."""
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective()
+        if self.sets("save_steps") and self.max_steps and self.save_steps >= self.max_steps:
+            yield "save_steps", f"with max_steps {self.max_steps}; none comes before the end"
 
 
 class RewardTrain(RankingTrain):
@@ -79,6 +91,9 @@ class RewardTrain(RankingTrain):
     """Weight of (r_chosen + r_rejected)^2, which keeps scores around 0 (arXiv:2312.09244)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of flipped labels."""
+    margin_from_scores: NonNegativeFloat = 0.0
+    """By how much the better answer's score is to exceed the worse one's, per point of difference
+    between their ratings (Touvron et al. 2023, arXiv:2307.09288, eq. 2); needs data with scores."""
 
 
 class DPOTrain(RankingTrain):
@@ -95,6 +110,10 @@ class DPOTrain(RankingTrain):
     margin: NonNegativeFloat = 0.0
     """By how much the chosen reward is to exceed the rejected one: the offset of ODPO, the gamma of
     SimPO; in units of beta times nats."""
+    offset_from_scores: NonNegativeFloat = 0.0
+    """The alpha of ODPO (Amini et al. 2024, arXiv:2402.10571): each pair's margin grows by alpha
+    times the log of the difference between its ratings, so that a difference of 1 changes nothing
+    and a smaller one lowers it; needs data with scores."""
     length_normalised: bool = False
     """Log-ratios are means over the completion's tokens instead of sums."""
 
@@ -114,8 +133,9 @@ class DPOTrain(RankingTrain):
         if self.loss in ("hinge", "ipo", "orpo"):
             if self.sets("label_smoothing"):
                 yield "label_smoothing", f"on {self.loss}, only on sigmoid, robust and simpo"
-            if self.sets("margin"):
-                yield "margin", f"on {self.loss}, only on sigmoid, robust and simpo"
+            for option in ("margin", "offset_from_scores"):
+                if self.sets(option):
+                    yield option, f"on {self.loss}, only on sigmoid, robust and simpo"
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """(option, what is wrong), as `Step.contradictions`."""

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.config import ConfigError
-from align.summary import duration, headline_metrics, short
+from align.summary import duration, headline_metrics, read_findings, short
 from preference_data import DataError
 from preference_data.sources.store import RECORD_FILES
 
@@ -87,6 +87,8 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
             headline_metrics(step["kind"], step["metrics"]),
         )
     out.print(table)
+    for line in read_findings(run_dir):
+        say(line)
     if steps and all(step["cached"] for step in steps.values()):
         done = "the step is done" if len(steps) == 1 else f"all {len(steps)} steps are done"
         say(f"Nothing to do: {done}.")

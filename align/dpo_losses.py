@@ -34,6 +34,16 @@ def per_token(sums: Tensor, tokens: Tensor) -> Tensor:
     return sums / tokens
 
 
+def offsets(gap: Tensor, alpha: float) -> Tensor:
+    """[P] margins of ODPO (Amini et al. 2024, arXiv:2402.10571, eq. 9): alpha log(gap), for pairs
+    rated `gap` [P] apart.
+
+    A gap that is not known is 0, and its pair gets no offset. A gap below 1 gets a negative one.
+    """
+    known = gap > 0
+    return alpha * torch.where(known, gap, 1.0).log()
+
+
 def sigmoid(
     chosen: Tensor,
     rejected: Tensor,
@@ -44,10 +54,10 @@ def sigmoid(
 ) -> LossOutput:
     """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7): f(h) = -log sigmoid(h - margin).
 
-    h = beta (chosen - rejected) of log-ratios. With a `margin` it is ODPO (Amini et al. 2024,
-    arXiv:2402.10571, whose offset differs by pair), with `label_smoothing` conservative
-    DPO: the label is taken to be wrong with that probability, and the loss is smallest at a margin
-    of log((1 - e) / e) instead of infinity.
+    h = beta (chosen - rejected) of log-ratios. With a `margin` ([P] or one for all) it is ODPO
+    (Amini et al. 2024, arXiv:2402.10571, eq. 8; its own margins are `offsets`), with
+    `label_smoothing` conservative DPO: the label is taken to be wrong with that probability, and
+    the loss is smallest at a margin of log((1 - e) / e) instead of infinity.
     """
     right = label * (1 - label_smoothing) + (1 - label) * label_smoothing
     return _either_way(lambda h: -F.logsigmoid(h - margin), beta * chosen, beta * rejected, right)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from align.checkpoints import Checkpoints
 from align.config import ConfigError
 
 T = TypeVar("T")
+STEPS_DONE = "steps_done"
 
 
 class NonFiniteError(RuntimeError):
@@ -50,6 +52,8 @@ class Engine:
         elif self.world_size > 1:
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self._check_world()
+        self.checkpoints = Checkpoints()
+        """Of the step that runs; the pipeline puts them here."""
 
     def _check_world(self) -> None:
         """Two failures are silent elsewhere: ZeRO switched off, and a world believed to be 1."""
@@ -246,6 +250,51 @@ class Training:
         """Frees what the optimiser holds."""
         self.optimizer.zero_grad()
 
+    # --- its state --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next steps depend on, by name: what is trained, as it is now, the moments
+        and counts of the optimiser, and the number of steps done. Not copied."""
+        tensors = {STEPS_DONE: torch.tensor(self.steps_done)}
+        for name, parameter in self._named().items():
+            tensors[f"parameter/{name}"] = parameter
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = value
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from a `state` of the same parameters.
+
+        Raises ValueError, with nothing changed, if they have other names or shapes.
+        """
+        named = self._named()
+        self._check_fit(named, tensors)
+        with torch.no_grad():
+            for name, parameter in named.items():
+                parameter.copy_(tensors[f"parameter/{name}"])
+        self.optimizer.state.clear()
+        for full_name, tensor in tensors.items():
+            what, _, rest = full_name.partition("/")
+            if what == "optimizer":
+                key, _, name = rest.partition("/")
+                # AdamW's count of steps, a scalar, stays on the CPU.
+                device = named[name].device if tensor.dim() else "cpu"
+                self.optimizer.state[named[name]][key] = tensor.to(device)
+        self.steps_done = int(tensors[STEPS_DONE])
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        return {names[id(parameter)]: parameter for parameter in self.parameters}
+
+    @staticmethod
+    def _check_fit(named: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+        start = "parameter/"
+        found = {n.removeprefix(start): t.shape for n, t in tensors.items() if n.startswith(start)}
+        own = {name: parameter.shape for name, parameter in named.items()}
+        if found != own:
+            apart = sorted(n for n in found.keys() | own.keys() if found.get(n) != own.get(n))
+            raise ValueError(f"{len(apart)} parameters differ, such as {apart[0]}")
+
 
 class DeepSpeedTraining(Training):
     """The same, with gradients and optimiser states sharded by ZeRO."""
@@ -299,6 +348,12 @@ class DeepSpeedTraining(Training):
 
     def close(self) -> None:
         self._deepspeed.destroy()
+
+    def state(self) -> dict[str, Tensor]:
+        raise NotImplementedError("a sharded optimiser has no state of its own on one rank")
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        raise NotImplementedError("a sharded optimiser has no state of its own on one rank")
 
 
 def linear_schedule(warmup: float = 0.0) -> Callable[[int, int], float]:

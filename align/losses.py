@@ -39,6 +39,19 @@ def ppo_policy(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -
     )
 
 
+def kl_penalty(logprobs: Tensor, old: Tensor, reference: Tensor) -> LossOutput:
+    """KL(pi || ref) by token as a loss: the ratio, without gradient, times k2.
+
+    k2 is (log pi - log ref)^2 / 2; all arguments share their axes and are in nats.
+    Its value is an estimate; its expected gradient over tokens of the old policy is exactly that of
+    the KL, on-policy and off it (arXiv:2510.01555; k1 here has expected gradient 0, k3 that of the
+    reverse KL). What a token does to the KL of the tokens after it is not in it.
+    """
+    ratio = (logprobs - old).detach().clamp(-20, 20).exp()
+    penalty = ratio * 0.5 * (logprobs - reference).square()
+    return LossOutput(penalty, {"policy/kl_loss": penalty.detach()})
+
+
 def ppo_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> LossOutput:
     """Clipped value loss by token: half the larger of the two squared errors."""
     near = old + (values - old).clamp(-clip, clip)

@@ -20,8 +20,10 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align import checkpoints
 from align.artifacts import Artifact, Rows, fingerprint, hash_files, write_json
 from align.config import BUILTIN_DATA, Config, ConfigError
+from align.config_rewards import IDENTITY
 
 if TYPE_CHECKING:
     from align.engine import Engine
@@ -36,6 +38,8 @@ STAGES = {
     "export": "align.stages.export",
 }
 CLUSTERS_FILE = "clusters.json"
+HARMLESS = {"save_iterations", "save_steps"}
+"""Train settings that change nothing of what a step leaves behind."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
 log = logging.getLogger("align")
 
@@ -66,8 +70,10 @@ class Task:
         """("done" | "resume" | "run", why)."""
         artifact = Artifact.load(self.folder)
         if artifact is None:
+            if (found := checkpoints.newest(self.folder, self.fingerprint)) is not None:
+                return "resume", f"after {found.unit} {found.number}"
             begun = self.folder.is_dir() and any(self.folder.iterdir())
-            return ("resume", "interrupted") if begun else ("run", "new")
+            return "run", "interrupted, starts again" if begun else "new"
         if artifact.fingerprint == self.fingerprint:
             return "done", ""
         changed = [
@@ -111,6 +117,10 @@ class Pipeline:
         for source, data in self.config.data.items():
             if not data.path.startswith("builtin:") and not _files_of(data.path):
                 raise ConfigError(f"data.{source}.path: there is no file {data.path!r}.")
+        for name, step in self.config.steps.items():
+            for option, path in step.files_used():
+                if not Path(path).exists():
+                    raise ConfigError(f"steps.{name}.{option}: there is no file {path!r}.")
 
     def tasks(self) -> list[Task]:
         """Everything that a full run makes, in order, with fingerprints."""
@@ -138,14 +148,15 @@ class Pipeline:
             folder = self.folder / "data" / source
             add(f"data.{source}", "data", folder, own, ("world",) if builtin else ())
         base = config.base
+        computed = base.model_dump(exclude={"gradient_checkpointing"})  # gives the same numbers
         sources = [f"data.{source}" for source in config.data]
         if config.near_duplicates is not None and sources:
             add("splits", "splits", self.folder / "splits", config.near_duplicates, sources)
         clusters = self._clusters()
         if base.model == "builtin:tiny":
-            add("base", "base", self.folder / "base", [base.model_dump(), config.seed], sources)
+            add("base", "base", self.folder / "base", [computed, config.seed], sources)
         else:
-            own = [base.model_dump(), _folder_hash(base.model)]
+            own = [computed, _folder_hash(base.model)]
             add("base", "base", Path(base.model), own, ())
         for name, step in config.steps.items():
             inputs = ["base"]
@@ -157,7 +168,9 @@ class Pipeline:
             lora = config.lora.model_dump() if config.lora else None
             # What the clusters are, not what they were made of: a source that adds none to those
             # of the others leaves their steps as they are.
-            own = [step.model_dump(by_alias=True), lora, config.seed, fractions, clusters]
+            settings = step.model_dump(by_alias=True, exclude={"train": HARMLESS}, context=IDENTITY)
+            own = [settings, lora, config.seed, fractions, clusters]
+            own += [_state_hash(path) for _, path in step.files_used()]
             add(name, step.kind, self.folder / name, own, list(dict.fromkeys(inputs)))
         return list(made.values())
 
@@ -169,7 +182,9 @@ class Pipeline:
             if task.kind == "base" and not self._base_is_ours():
                 continue
             state, reason = task.state()
-            if state == "done" and stale & set(task.inputs):
+            if state == "resume" and self.config.deepspeed:
+                state, reason = "run", "interrupted, starts again under DeepSpeed"
+            if state != "run" and stale & set(task.inputs):
                 state, reason = "run", f"{', '.join(sorted(stale & set(task.inputs)))} will run"
             if state != "done":
                 stale.add(task.name)
@@ -207,8 +222,6 @@ class Pipeline:
         if start_from is not None:
             order = list(self.config.steps)
             again |= set(order[order.index(start_from) :])
-        if only is not None:
-            again.add(only)
         from align.engine import Engine
         from align.quiet import quiet_libraries
 
@@ -226,7 +239,7 @@ class Pipeline:
                 # Anew each time: the fingerprints of steps hold what the splits turned out to be.
                 task = next(task for task in self.tasks() if task.name == name)
                 stale = task.name in again or not again.isdisjoint(task.inputs)
-                artifact, cached = self._run_task(engine, task, stale)
+                artifact, cached = self._run_task(engine, task, stale, wanted=name == only)
                 if not cached:
                     again.add(task.name)  # what stands on it is made anew
                 if task.name in self.config.steps:
@@ -291,27 +304,61 @@ class Pipeline:
         }
         write_json(self.folder / "run.json", record)
 
-    def _run_task(self, engine: Engine, task: Task, again: bool) -> tuple[Artifact, bool]:
-        """The task's artifact, and whether it was there already."""
-        done = None if again else engine.from_main(task.done)
+    def _run_task(
+        self, engine: Engine, task: Task, again: bool, wanted: bool
+    ) -> tuple[Artifact, bool]:
+        """The task's artifact, and whether it was there already.
+
+        `again` starts it anew whatever there is, `wanted` runs it though it is done.
+        """
+        done = None if again or wanted else engine.from_main(task.done)
         if done is not None or (task.kind == "base" and not self._base_is_ours()):
+            if engine.is_main and done is not None:
+                checkpoints.remove(task.folder)  # of a run that was killed before it could
             return done or _external_base(task), True
-        if engine.is_main:
-            log.info("%s …", task.name)
-            if task.folder.is_dir():
-                shutil.rmtree(task.folder)
-            task.folder.mkdir(parents=True)
-        engine.barrier()
-        started = time.monotonic()
+        before = engine.from_main(lambda: self._open(task, again))
+        started = time.monotonic() - before
         if task.name in self.config.steps:
-            artifact = self._run_step(engine, task)
+            artifact = self._run_step(engine, task, before)
         else:
             artifact = engine.from_main(lambda: self._make(task))
         artifact = dataclasses.replace(artifact, seconds=round(time.monotonic() - started, 1))
         if engine.is_main:
             artifact.save()
+            checkpoints.remove(task.folder)
         engine.barrier()
         return artifact, False
+
+    def _open(self, task: Task, again: bool) -> float:
+        """Makes the task's folder ready; rank 0 alone comes here.
+
+        It is emptied, unless the task goes on from a checkpoint in it: then the seconds that it
+        has taken are returned.
+        """
+        log.info("%s …", task.name)
+        found = checkpoints.newest(task.folder, task.fingerprint)
+        complete = (task.folder / "artifact.json").exists()
+        if found is not None and not (again or complete or self.config.deepspeed):
+            return found.seconds
+        if task.name in self.config.steps and task.folder.is_dir() and not (again or complete):
+            log.warning("%s starts again: %s", task.name, self._why_anew(task))
+        # In this order: what is left by a kill in between must not be taken for a whole.
+        (task.folder / "artifact.json").unlink(missing_ok=True)
+        checkpoints.remove(task.folder)
+        if task.folder.is_dir():
+            shutil.rmtree(task.folder)
+        task.folder.mkdir(parents=True)
+        return 0.0
+
+    def _why_anew(self, task: Task) -> str:
+        """Why a step that was interrupted does not go on where it was."""
+        if task.kind not in checkpoints.RESUMABLE:
+            return f"a step of kind {task.kind} has no checkpoints"
+        if self.config.deepspeed:
+            return "there are no checkpoints under DeepSpeed"
+        if (task.folder / checkpoints.FOLDER).is_dir():
+            return "its checkpoints are damaged, or were made with other settings or inputs"
+        return "it was interrupted before its first checkpoint"
 
     def _make(self, task: Task) -> Artifact:
         """The world, a data source, or the built-in base; rank 0 alone comes here."""
@@ -389,7 +436,9 @@ class Pipeline:
     def _data_folder(self, source: str) -> Path:
         return self.folder / "data" / source
 
-    def _run_step(self, engine: Engine, task: Task) -> Artifact:
+    def _run_step(self, engine: Engine, task: Task, before: float) -> Artifact:
+        """`before`: seconds that the step has taken in earlier runs, which it goes on from."""
+        import torch
         from safetensors import SafetensorError
 
         from align.stage import StageContext
@@ -415,6 +464,13 @@ class Pipeline:
             engine=engine, tracker=tracker, seed=seed,
             clusters=Clusters(self._clusters()),
         )  # fmt: skip
+        torch.manual_seed(seed)  # a new adapter must not depend on what ran before in this process
+        engine.checkpoints = checkpoints.Checkpoints()
+        if step.kind in checkpoints.RESUMABLE and engine.deepspeed is None:
+            engine.checkpoints = checkpoints.StepCheckpoints(
+                engine, task.folder, task.name, task.fingerprint,
+                "iteration" if step.kind == "ppo" else "step", tracker, before,
+            )  # fmt: skip
         try:
             result = import_module(STAGES[step.kind]).run(context)
         except (ConfigError, DataError, OSError):
@@ -505,6 +561,14 @@ def _folder_hash(model: str) -> str:
         return model
     files = sorted(place.iterdir())
     return fingerprint([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+
+
+def _state_hash(path: str) -> str:
+    """Of a function's file its content; of a reward model's folder what `_folder_hash` takes."""
+    if Path(path).is_file():
+        return _content_hash(path)
+    files = _files_of(path)
+    return fingerprint([(name, *_state_of(file)) for name, file in files.items()])
 
 
 def _source_hash(file: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.kv_cache import roomy_cache
 from align.tensors import sample_inverse_cdf
 from preference_data.records import Message, Prompt
 from preference_data.rendering import Renderer
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch when less than this share of it is still running."""
+NONE = -1
+"""No token: the response had ended."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,43 @@ def respond(
     """Samples a response to each prompt with its row of `draws` [B, max_new_tokens].
 
     Sampling is from softmax(logits / temperature) and nothing else: what is recorded is what was
-    sampled from. The key-value cache keeps only rows that still run.
+    sampled from. A prompt that several responses share is computed once, and the key-value cache
+    keeps only rows that still run.
     """
-    device = model.device
+    with _any_length(model):
+        return _respond(model, prompts, draws, renderer, temperature)
+
+
+@contextlib.contextmanager
+def _any_length(model: Any) -> Iterator[None]:
+    """flex_attention would be compiled again for every length that a response goes through."""
+    before = model.config._attn_implementation
+    if before == "flex_attention":
+        model.config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def _respond(
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    draws: Tensor,
+    renderer: Renderer,
+    temperature: float,
+) -> list[Response]:
+    device, rows = model.device, len(prompts)
     eos = renderer.tokenizer.eos_token_id
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask, draws = ids.to(device), mask.to(device), draws.to(device)
+    distinct = list(dict.fromkeys(prompts))
+    ids, mask = (part.to(device) for part in _left_padded(distinct))
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[list[float]] = [[] for _ in prompts]
-    running = torch.arange(len(prompts), device=device)  # which response each row of the batch is
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    cache: Any = None
+    draws = draws.to(device)
+    tokens = torch.full((rows, draws.shape[1]), NONE, device=device)
+    logprobs = torch.zeros(tokens.shape, device=device)
+    running = torch.arange(rows, device=device)  # which response each row of the batch is
+    alive = torch.ones(rows, dtype=torch.bool, device=device)
+    cache: Any = roomy_cache(model, ids.shape[1] + draws.shape[1])
     for t in range(draws.shape[1]):
         output = model(
             input_ids=ids,
@@ -73,30 +97,42 @@ def respond(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
-        sample = sample_inverse_cdf(output.logits[:, -1], draws[running, t], temperature)
-        for row, token, logprob, live in zip(
-            running.tolist(), sample.tokens.tolist(), sample.logprobs.tolist(), alive.tolist(),
-            strict=True,
-        ):  # fmt: skip
-            if live:
-                tokens[row].append(token)
-                logprobs[row].append(logprob)
+        logits = output.logits[:, -1]
+        if t == 0 and len(distinct) < rows:
+            prompt_of = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
+            cache.batch_select_indices(prompt_of)
+            logits, mask, positions = logits[prompt_of], mask[prompt_of], positions[prompt_of]
+        sample = sample_inverse_cdf(logits, draws[running, t], temperature)
+        tokens[running, t] = sample.tokens.where(alive, NONE)
+        logprobs[running, t] = sample.logprobs.where(alive, 0.0)
         alive &= sample.tokens != eos
-        if not bool(alive.any()):
+        left = int(alive.sum())
+        if not left:
             break
         ids = sample.tokens[:, None]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         positions = positions[:, -1:] + 1
-        if alive.float().mean() < COMPACT_BELOW:
+        if left < COMPACT_BELOW * len(alive):
             keep = alive.nonzero().squeeze(1)
             cache.batch_select_indices(keep)
             ids, mask, positions = ids[keep], mask[keep], positions[keep]
             running, alive = running[keep], alive[keep]
+    lengths = (tokens != NONE).sum(1).tolist()
     return [
-        Response(tuple(row), tuple(logprob), row[-1] == eos)
-        for row, logprob in zip(tokens, logprobs, strict=True)
+        Response(tuple(row[:length]), tuple(logprob[:length]), row[length - 1] == eos)
+        for row, logprob, length in zip(tokens.tolist(), logprobs.tolist(), lengths, strict=True)
     ]
+
+
+def _left_padded(prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, both [B, T]."""
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 class Chat:

@@ -1,33 +1,44 @@
 """One iteration of policy optimisation after the other: rollout, advantages, update.
 
-The steps are numbered in `Optimiser.step`.
+The steps are numbered in `Optimiser.step`; the update is in `align.ppo_update`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from align import losses
-from align.advantages import KLController, gae, k3, kl_shaped_rewards
+from align.advantages import (
+    KLController,
+    RunningStatistics,
+    by_token,
+    gae,
+    grpo,
+    kl_shaped_rewards,
+    reinforce,
+    rloo,
+)
 from align.config import PPOTrain
 from align.engine import SCHEDULES, Engine, ParameterGroup, Training
 from align.policy import uniforms
+from align.ppo_invariants import (
+    FailedInvariant,
+    check_finite,
+    check_first_rollout,
+    say_where_the_score_stands,
+)
+from align.ppo_metrics import describe
+from align.ppo_update import Lesson, Updater
+from align.ptx import Demonstrations
 from align.roles import Roles
 from align.rollout import Roller, Rollout
-from align.tensors import masked_mean, standardize
-from preference_data.batches import pack, split_evenly
+from align.tensors import centre, rescale, standardize
 
-
-class FailedInvariant(RuntimeError):
-    """Something that must hold before the first update does not; the message says what."""
+__all__ = ["FailedInvariant", "Optimiser"]
 
 
 @dataclass
@@ -39,172 +50,126 @@ class Optimiser:
     roller: Roller
     train: PPOTrain
     seed: int
+    demonstrations: Demonstrations | None = None
+    """Mixed into every step of the policy (`ptx`)."""
     kl: KLController = field(init=False)
+    scores: RunningStatistics = field(init=False, default_factory=RunningStatistics)
+    """Of all scores so far (`reward_scaling`)."""
+    rewards: RunningStatistics = field(init=False, default_factory=RunningStatistics)
+    """Of the responses' rewards in all earlier rollouts (`baseline: running`)."""
     training: Training = field(init=False)
+    updater: Updater = field(init=False)
     rollout: Rollout = field(init=False)
 
     def __post_init__(self) -> None:
         train = self.train
         self.kl = KLController(train.kl.coefficient, train.kl.target, train.kl.horizon)
+        groups = [ParameterGroup(self.roles.parameters_of("policy"), train.learning_rate)]
+        if train.has_value:
+            value = self.roles.parameters_of("value")
+            groups.append(ParameterGroup(value, train.value_learning_rate))
         self.training = self.engine.training(
             self.roles,
-            [
-                ParameterGroup(self.roles.parameters_of("policy"), train.learning_rate),
-                ParameterGroup(self.roles.parameters_of("value"), train.value_learning_rate),
-            ],
+            groups,
             total_steps=train.iterations * train.epochs * train.minibatches,
-            schedule=SCHEDULES[train.lr_scheduler_type](),
+            schedule=SCHEDULES[train.lr_scheduler_type](train.warmup_steps),
             max_grad_norm=train.max_grad_norm,
             adam_epsilon=train.adam_epsilon,
         )
+        self.updater = Updater(
+            self.engine, self.roles, train, self.training, self.seed, self.demonstrations
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What later iterations depend on besides weights and optimiser: for a checkpoint."""
+        return {
+            "kl_coefficient": self.kl.coefficient,
+            "scores": self.scores.to_json(),
+            "rewards": self.rewards.to_json(),
+        }
+
+    def load_json(self, plain: Mapping[str, Any]) -> None:
+        """Takes up what `to_json` gave."""
+        self.kl.coefficient = plain["kl_coefficient"]
+        self.scores = RunningStatistics.from_json(plain["scores"])
+        self.rewards = RunningStatistics.from_json(plain["rewards"])
 
     def step(self, iteration: int, prompts: Sequence[tuple[int, ...]]) -> dict[str, float]:
         """1 respond, score, reference log-probabilities and values; 2 rewards per token;
-        3 advantages; 4 epochs of minibatches; 5 the KL coefficient."""
+        3 advantages; 4 epochs of minibatches; 5 the KL coefficient.
+
+        Raises FailedInvariant in the first iteration, NonFiniteError in any.
+        """
         clock = [time.monotonic()]
         draws = uniforms(self.seed * 1_000_003 + iteration, len(prompts), self.train.max_new_tokens)
         self.rollout = rollout = self.roller.collect(prompts, draws)  # 1
         clock.append(time.monotonic())
         if iteration == 1:
-            self._check_first(rollout)
-        scores = self._penalised(rollout)
+            check_first_rollout(rollout, self.roles, self.roller.temperature)
+            say_where_the_score_stands(rollout, self.roles.renderer)
+        charged = self.kl.coefficient if self.train.kl.place == "reward" else 0.0
         rewards = kl_shaped_rewards(  # 2
-            scores, rollout.logprobs, rollout.reference, rollout.mask, self.kl.coefficient
+            self._shaped_scores(rollout), rollout.logprobs, rollout.reference, rollout.mask, charged
         )
-        advantages, returns = gae(  # 3
-            rewards, rollout.values, rollout.mask, self.train.gae.gamma, self.train.gae.lambda_
-        )
-        standard = standardize(advantages, rollout.mask)
-        update = self._update(iteration, rollout, standard, returns)  # 4
+        check_finite(iteration, rollout, {"score": rollout.scores, "reward": rewards})
+        if self.train.whiten_rewards:
+            rewards = rescale(rewards, rollout.mask)
+        advantages, returns = self._advantages(rollout, rewards)  # 3
+        check_finite(iteration, rollout, {"advantage": advantages})
+        advantages = self._whitened(advantages, rollout.mask)
+        update = self.updater.run(  # 4
+            Lesson(
+                iteration, rollout, advantages, returns,
+                kl_coefficient=self.kl.coefficient - charged,
+                value_alone=iteration <= self.train.value_warmup_iterations,
+            )
+        )  # fmt: skip
         clock.append(time.monotonic())
         metrics = {
-            **_describe(rollout, rewards, returns),
+            **describe(rollout, rewards, returns),
             **update,
             "objective/kl_coefficient": self.kl.coefficient,
             "time/rollout": clock[1] - clock[0],
             "time/update": clock[2] - clock[1],
         }
+        if self.train.reward_scaling:
+            metrics["objective/score_scale"] = self.scores.scale
         self.kl.update(metrics["objective/kl"], len(rollout.samples))  # 5
         return metrics
 
-    def _penalised(self, rollout: Rollout) -> Tensor:
-        """[B] scores, clipped, less the penalty where the response does not end."""
+    def _shaped_scores(self, rollout: Rollout) -> Tensor:
+        """[B] scores, scaled, clipped, less the penalty where the response does not end."""
         scores = rollout.scores
+        if self.train.reward_scaling:
+            self.scores.update(scores)
+            scores = scores / self.scores.scale
         if self.train.score_clip is not None:
             scores = scores.clamp(-self.train.score_clip, self.train.score_clip)
         return scores - self.train.missing_eos_penalty * (~rollout.ended).float()
 
-    def _check_first(self, rollout: Rollout) -> None:
-        """Before any update the policy is the reference: KL 0 and ratio 1, or something is wrong.
+    def _advantages(self, rollout: Rollout, rewards: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, R] advantages, and the returns where a value function learns them."""
+        if not self.train.has_value:
+            return by_token(self._by_response(rewards.sum(dim=1)), rollout.mask), None
+        assert rollout.values is not None, "the rollout has no values"
+        settings = self.train.gae
+        return gae(rewards, rollout.values, rollout.mask, settings.gamma, settings.lambda_)
 
-        Raises FailedInvariant.
-        """
-        drift = float((rollout.logprobs - rollout.reference).abs().max())
-        if drift > 1e-2:
-            raise FailedInvariant(
-                f"before the first update a token's log-probability under the policy differs from "
-                f"the reference's by {drift:.3g} nats; sampling and scoring do not see the same "
-                f"distribution"
-            )
-        if not bool(torch.isfinite(rollout.scores).all()):
-            raise FailedInvariant("a score of the first rollout is not a number")
+    def _whitened(self, advantages: Tensor, mask: Tensor) -> Tensor:
+        """[B, R] over the whole rollout; after the returns, which are of the plain advantages."""
+        if self.train.whitening == "mean_and_std":
+            return standardize(advantages, mask)
+        return centre(advantages, mask) if self.train.whitening == "mean" else advantages
 
-    def _update(
-        self, iteration: int, rollout: Rollout, advantages: Tensor, returns: Tensor
-    ) -> dict[str, float]:
-        """Epochs x minibatches x parts; losses are sums over tokens / the minibatch's tokens."""
-        sums: Counter[str] = Counter()
-        norms: list[float] = []
-        tokens_seen = 0.0
-        for epoch in range(self.train.epochs):
-            seed = (self.seed * 1_000_003 + iteration) * 101 + epoch
-            order = torch.randperm(
-                len(rollout.samples), generator=torch.Generator().manual_seed(seed)
-            )
-            for minibatch in order.chunk(self.train.minibatches):
-                tokens = float(rollout.mask[minibatch].sum())
-                parts = self._parts(rollout, minibatch.tolist())
-                for number, mine in enumerate(parts, 1):
-                    loss, metrics = self._loss(rollout, mine, advantages, returns)
-                    self.training.backward(loss / tokens, last=number == len(parts))
-                    sums.update(metrics)
-                norms.append(self.training.step())
-                tokens_seen += tokens
-        total: Counter[str] = Counter()
-        for part in self.engine.gather([dict(sums)]):
-            total.update(part)
-        rates = self.training.learning_rates
-        return {
-            **{name: value / tokens_seen for name, value in total.items()},
-            "train/grad_norm": sum(norms) / len(norms),
-            "train/lr": rates[0],
-            "train/value_lr": rates[1],
-        }
-
-    def _parts(self, rollout: Rollout, minibatch: list[int]) -> list[list[int]]:
-        """This rank's parts of the minibatch, each for a forward pass; as many on every rank.
-
-        One process, too, sums the gradients of two parts or more: the sum is the one of two
-        processes to the last bit then, as long as each has one part.
-        """
-        groups = [rollout.samples[i].group for i in minibatch]
-        ranks = self.engine.world_size
-        parts = split_evenly(groups, self.train.tokens_per_forward, max(2, ranks))
-        return self.engine.share([[minibatch[i] for i in part] for part in parts])
-
-    def _loss(
-        self, rollout: Rollout, mine: list[int], advantages: Tensor, returns: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Summed policy and value loss of some samples, and summed metrics."""
-        module: Any = self.training.module
-        if not mine:  # the other ranks wait for this one's backward
-            return module("nothing", "policy", None) + self.roles.nothing("value"), {}
-        batch = pack([rollout.samples[i].group for i in mine]).to(self.engine.device)
-        at = (torch.tensor(mine)[batch.sequence.cpu()], batch.offset.cpu())
-
-        def tokens_of(table: Tensor) -> Tensor:
-            return table[at].to(self.engine.device)
-
-        logprobs, entropy, values = module(
-            "policy_and_values", "policy", batch, temperature=self.train.temperature
-        )
-        policy = losses.ppo_policy(
-            logprobs, tokens_of(rollout.logprobs), tokens_of(advantages), self.train.clip.policy
-        )
-        value = losses.ppo_value(
-            values, tokens_of(rollout.values), tokens_of(returns), self.train.clip.value
-        )
-        metrics = {
-            "policy/loss": policy.loss,
-            "value/loss": value.loss,
-            "objective/entropy": entropy,
-            **policy.metrics,
-            **value.metrics,
-        }
-        return (
-            policy.loss.sum() + value.loss.sum(),
-            {name: float(values.detach().sum()) for name, values in metrics.items()},
-        )
-
-
-def _describe(rollout: Rollout, rewards: Tensor, returns: Tensor) -> dict[str, float]:
-    """Numbers about a rollout; the KL is summed over a response, then averaged."""
-    replies = [sample.group.completions[0] for sample in rollout.samples]
-    bigrams = [pair for ids in replies for pair in pairwise(ids)]
-    errors = torch.where(rollout.mask, returns - rollout.values, 0.0)
-    spread = masked_mean(
-        (returns - masked_mean(returns, rollout.mask)).square(), rollout.mask
-    ).clamp(min=1e-8)
-    return {
-        "objective/kl": float(rollout.kl.mean()),
-        "objective/kl_k3": float(
-            (k3(rollout.logprobs, rollout.reference) * rollout.mask).sum(1).mean()
-        ),
-        "objective/score": float(rollout.scores.mean()),
-        "objective/reward": float(rewards.sum(1).mean()),
-        "response/length": float(rollout.mask.sum(1).float().mean()),
-        "response/eos_rate": float(rollout.ended.float().mean()),
-        "response/distinct_2": len(set(bigrams)) / max(1, len(bigrams)),
-        "response/top_reply_share": max(Counter(replies).values()) / len(replies),
-        "value/explained_variance": float(1 - masked_mean(errors.square(), rollout.mask) / spread),
-    }
+    def _by_response(self, rewards: Tensor) -> Tensor:
+        """[B] advantages of responses from their rewards [B], without a value function."""
+        train = self.train
+        if train.advantage == "rloo":
+            return rloo(rewards, train.samples_per_prompt)
+        if train.advantage == "grpo":
+            return grpo(rewards, train.samples_per_prompt, train.group_std)
+        # The first rollout has no earlier one.
+        earlier = train.baseline == "running" and self.rewards.count > 0
+        baseline = self.rewards.mean if earlier else float(rewards.mean())
+        self.rewards.update(rewards)
+        return reinforce(rewards, baseline)

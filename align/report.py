@@ -15,11 +15,13 @@ from typing import Any
 
 from align.artifacts import write_text
 from align.displacement import remark as displacement_remark
+from align.report_ppo import over_optimisation
 from align.summary import (
     Row,
     StepRecord,
     WinRate,
     duration,
+    finding_in_words,
     finite_numbers,
     is_number,
     mapping_or_empty,
@@ -56,6 +58,8 @@ def write_report(run_dir: Path) -> Path:
             found for step in run.steps if (found := displacement_remark(step.name, step.metrics))
         ],
         charts=charts,
+        finding_in_words=finding_in_words,
+        over_optimisation=over_optimisation,
         metric_table=metric_table,
         policy_table=policy_table,
         side_by_side=side_by_side,
@@ -260,6 +264,7 @@ CURVES: dict[str, tuple[Curve, ...]] = {
     ),
     "ppo": (
         ("Score and reward", ("objective/score", "objective/reward"), "before and after KL"),
+        ("Judge", ("judge/score",), "nothing is trained on it"),
         ("KL to the reference", ("objective/kl",), "nats per response"),
         ("Entropy", ("objective/entropy",), "nats per token"),
         ("Response length", ("response/length",), "tokens"),

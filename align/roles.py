@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from align.adapters import Active, Pinned, adapted, checkpointing
 from align.config import Lora
 from align.tensors import TokenLogprobs, token_logprobs
+from preference_data.attention import hidden_states
 from preference_data.batches import PackedBatch
 from preference_data.rendering import Renderer
 from reward_models.scalar_head import HEAD_KEY, ScalarHead, Scoring
@@ -36,6 +37,8 @@ class Role:
     adapter: str | None = None
     copy: nn.Module | None = None
     head: ScalarHead | None = None
+    trunk: str | None = None
+    """The role whose hidden states the head reads; None = its own."""
 
 
 class Roles(nn.Module):
@@ -90,6 +93,14 @@ class Roles(nn.Module):
             self.copies[role] = own
         self._roles[role] = entry
 
+    def add_head(self, role: str, trunk: str, head: ScalarHead) -> None:
+        """Adds a role that is a trained head on the hidden states of the role `trunk`."""
+        self.heads[role] = head.requires_grad_(True)
+        self._roles[role] = Role(head=head, trunk=trunk)
+
+    def has(self, role: str) -> bool:
+        return role in self._roles
+
     def _lora_config(self, weights: Path | None) -> LoraConfig:
         if weights is not None:
             config: Any = LoraConfig.from_pretrained(str(weights))
@@ -110,6 +121,9 @@ class Roles(nn.Module):
             self.model.add_adapter(role, config)
         else:
             self.model = get_peft_model(self.model, config, adapter_name=role)
+            # With checkpointing on, peft makes the embeddings require a gradient, which only
+            # reentrant checkpointing needs.
+            self.model.get_base_model().disable_input_require_grads()
 
     def _load_adapter(self, role: str, weights: Path) -> None:
         state = load_file(weights / ADAPTER_FILE)
@@ -146,22 +160,17 @@ class Roles(nn.Module):
         Only the layers' active adapter is switched: peft's `set_adapter` would also switch the
         other adapters' `requires_grad` off.
         """
-        entry = self._roles[role]
+        entry = self._roles[self._roles[role].trunk or role]
         if entry.copy is not None:
             yield entry.copy
             return
         if not isinstance(self.model, PeftModel):
             yield self.model
             return
-        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
-        before = [layer._active_adapter for layer in layers]
-        for layer in layers:
-            layer._active_adapter = [entry.adapter] if entry.adapter is not None else []
-        try:
+        layers = adapted(self.model)
+        names = [entry.adapter] if entry.adapter is not None else []
+        with Active(layers, [names] * len(layers)):
             yield self.model.get_base_model()
-        finally:
-            for layer, names in zip(layers, before, strict=True):
-                layer._active_adapter = names
 
     def module(self, role: str) -> nn.Module:
         """What a Trainer is given to train the role with: the copy, or the base with adapters."""
@@ -170,14 +179,24 @@ class Roles(nn.Module):
 
     def hidden(self, role: str, batch: PackedBatch) -> Tensor:
         """[S, T, D] last hidden states."""
-        with self.active(role) as model:
-            return model.base_model(**batch.inputs_for(model)).last_hidden_state
+        with self.active(role) as model, checkpointing(model):
+            return hidden_states(model, batch)
 
     def logprobs(self, role: str, batch: PackedBatch, temperature: float = 1.0) -> TokenLogprobs:
         """[N] log-probability and entropy of every completion token."""
-        hidden = self.hidden(role, batch).flatten(0, 1).index_select(0, batch.predict_at)
+        return self._logprobs(role, self._predictors(role, batch), batch, temperature)
+
+    def _predictors(self, role: str, batch: PackedBatch) -> Tensor:
+        """[N, D] hidden states before every completion token."""
+        return self.hidden(role, batch).flatten(0, 1).index_select(0, batch.predict_at)
+
+    def _logprobs(
+        self, role: str, hidden: Tensor, batch: PackedBatch, temperature: float,
+        entropy_gradient: bool = False,
+    ) -> TokenLogprobs:  # fmt: skip
         with self.active(role) as model:
-            return token_logprobs(hidden, model.get_output_embeddings(), batch.targets, temperature)
+            head = Pinned(model.get_output_embeddings())
+            return token_logprobs(hidden, head, batch.targets, temperature, entropy_gradient)
 
     def scores(self, role: str, batch: PackedBatch) -> Tensor:
         """[B] the role's head at the last token of every sequence."""
@@ -189,12 +208,21 @@ class Roles(nn.Module):
         return self.head(role)(self.hidden(role, batch).flatten(0, 1)[batch.predict_at])
 
     def policy_and_values(
-        self, role: str, batch: PackedBatch, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """[N] log-probabilities and entropies under `role`, and values under `value`: what a PPO
-        loss needs, in one call, so that a sharded optimiser sees one backward pass."""
-        logprobs, entropy = self.logprobs(role, batch, temperature)
-        return logprobs, entropy, self.values("value", batch)
+        self, role: str, batch: PackedBatch, temperature: float, entropy_gradient: bool = False,
+        value_alone: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """[N] log-probabilities and entropies under `role`, and values under `value` if there is
+        such a role: what a PPO loss needs, in one call, so that a sharded optimiser sees one
+        backward pass. A head on `role` shares its forward; with `value_alone` it sends no gradient
+        into it."""
+        hidden = self._predictors(role, batch)
+        logprobs, entropy = self._logprobs(role, hidden, batch, temperature, entropy_gradient)
+        values = None
+        if self.has("value") and self._roles["value"].trunk == role:
+            values = self.head("value")(hidden.detach() if value_alone else hidden)
+        elif self.has("value"):
+            values = self.values("value", batch)
+        return logprobs, entropy, values
 
     def head(self, role: str) -> ScalarHead:
         head = self._roles[role].head
@@ -257,6 +285,9 @@ class Roles(nn.Module):
             scorer.score.weight.data.copy_(entry.head.weight.data)
             model = scorer
         model.save_pretrained(target)
+
+
+# --- reading what was saved -----------------------------------------------------------------------
 
 
 def load_head(folder: Path) -> ScalarHead:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 from math import ceil
 
 import torch
 from torch import Tensor
 
+from align.adapters import merged
 from align.engine import Engine
 from align.policy import Response, respond
 from align.roles import Roles
-from preference_data.batches import Group, PackedBatch, pack, split_by_tokens
+from preference_data.batches import Group, PackedBatch, join_prompts, pack, split_by_tokens
+from reward_models.scoring import Scores
 
-Scorer = Callable[[Sequence[Group]], list[float]]
-"""Groups of one completion each -> a score each."""
+Scorer = Callable[[Sequence[Group]], Scores]
+"""Groups of one completion each -> a score each, and what it was made of."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Sample:
     """[T] under the policy that sampled it, nats"""
     reference: tuple[float, ...]
     """[T] under the reference, nats"""
-    values: tuple[float, ...]
-    """[T] value of the state each token was drawn in"""
+    values: tuple[float, ...] | None
+    """[T] value of the state each token was drawn in; None where nothing estimates it"""
     score: float
     """of the whole response, before any penalty"""
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """what the score was made of, by what it is logged as below `objective/`"""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Rollout:
     """[B, R] nats, 0 outside the mask"""
     reference: Tensor
     """[B, R] nats, 0 outside the mask"""
-    values: Tensor
-    """[B, R] 0 outside the mask"""
+    values: Tensor | None
+    """[B, R] 0 outside the mask; None where nothing estimates it"""
     scores: Tensor
     """[B]"""
     ended: Tensor
@@ -70,10 +75,18 @@ class Rollout:
             mask=torch.arange(longest)[None, :] < lengths[:, None],
             logprobs=table("logprobs"),
             reference=table("reference"),
-            values=table("values"),
+            values=None if samples[0].values is None else table("values"),
             scores=torch.tensor([sample.score for sample in samples]),
             ended=torch.tensor([sample.ended for sample in samples]),
         )
+
+    @property
+    def score_parts(self) -> dict[str, Tensor]:
+        """[B] by what they are logged as below `objective/`; empty for a single reward."""
+        return {
+            name: torch.tensor([sample.parts[name] for sample in self.samples])
+            for name in self.samples[0].parts
+        }
 
     @property
     def kl(self) -> Tensor:
@@ -83,7 +96,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Roller:
-    """Makes rollouts with the roles policy, reference and value, and a scorer."""
+    """Makes rollouts with the roles policy, reference and, if there is one, value, and a scorer."""
 
     roles: Roles
     scorer: Scorer
@@ -95,7 +108,7 @@ class Roller:
 
     def collect(self, prompts: Sequence[tuple[int, ...]], draws: Tensor) -> Rollout:
         """Responds to every prompt with its row of `draws` [B, max_new_tokens], over all ranks."""
-        batches = self._batches(len(prompts))
+        batches = self._batches(prompts)
         mine = [
             self._sample([prompts[i] for i in rows], draws[rows])
             for rows in self.engine.share(batches)
@@ -107,20 +120,22 @@ class Roller:
         }
         return Rollout.of([samples[row] for row in range(len(prompts))])
 
-    def _batches(self, rows: int) -> list[list[int]]:
-        """Rows that are sampled together, as many batches for each rank.
+    def _batches(self, prompts: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """Rows that are sampled together, as many batches for each rank; a prompt's samples, which
+        stand side by side, stay together.
 
         Rounding depends on a batch's shape. Where one and many ranks have the same batches, they
         therefore draw the same tokens to the last bit.
         """
         ranks = self.engine.world_size
-        count = ceil(rows / (self.batch_size or rows) / ranks) * ranks
-        return [list(range(first, rows, count)) for first in range(count)]
+        count = ceil(len(prompts) / (self.batch_size or len(prompts)) / ranks) * ranks
+        together = [list(rows) for _, rows in groupby(range(len(prompts)), prompts.__getitem__)]
+        return [list(chain.from_iterable(together[first::count])) for first in range(count)]
 
     def _sample(self, prompts: Sequence[tuple[int, ...]], draws: Tensor) -> list[Sample]:
         if not prompts:
             return []
-        with self.roles.active("policy") as model:
+        with self.roles.active("policy") as model, merged(model):
             responses = respond(model, prompts, draws, self.roles.renderer, self.temperature)
         groups = [
             Group(prompt, (response.ids,))
@@ -135,17 +150,24 @@ class Roller:
             self.tokens_per_forward,
             self.engine,
         )
-        values = packed_tokens(
-            groups,
-            lambda batch: self.roles.values("value", batch),
-            self.tokens_per_forward,
-            self.engine,
-        )
+        values: list[tuple[float, ...] | None] = [None] * len(groups)
+        if self.roles.has("value"):
+            found = packed_tokens(
+                groups,
+                lambda batch: self.roles.values("value", batch),
+                self.tokens_per_forward,
+                self.engine,
+            )
+            values = [tuple(row) for row in found]
         scores = self.scorer(groups)
+        names = list(scores.parts)
+        parts = [
+            dict(zip(names, row, strict=True)) for row in zip(*scores.parts.values(), strict=True)
+        ] or [{}] * len(groups)
         return [
-            Sample(group, response.ended, response.logprobs, tuple(ref), tuple(value), score)
-            for group, response, ref, value, score in zip(
-                groups, responses, reference, values, scores, strict=True
+            Sample(group, response.ended, response.logprobs, tuple(ref), value, score, part)
+            for group, response, ref, value, score, part in zip(
+                groups, responses, reference, values, scores.values, parts, strict=True
             )
         ]
 
@@ -159,6 +181,7 @@ def packed_tokens(
 ) -> list[list[float]]:
     """`compute`'s [N] numbers for every sequence of `groups`, in forwards of at most `tokens`."""
     found: list[list[float]] = []
+    groups = join_prompts(groups)
     for part in split_by_tokens(groups, tokens):
         batch = pack([groups[i] for i in part]).to(engine.device)
         flat = compute(batch).float().cpu()
@@ -174,6 +197,7 @@ def packed_scores(
 ) -> list[float]:
     """The role's raw score of every sequence of `groups`, in forwards of at most `tokens`."""
     scores: list[float] = []
+    groups = join_prompts(groups)
     for part in split_by_tokens(groups, tokens):
         batch = pack([groups[i] for i in part]).to(engine.device)
         scores += roles.scores(role, batch).float().cpu().tolist()

@@ -136,6 +136,8 @@ class StepRecord:
     metrics: dict[str, float]
     history: list[Row]
     samples: list[Row]
+    findings: list[Row]
+    """What the doctor of a ppo step found: `name`, `severity`, `step`, `until` and `text`."""
     settings: Row
     artifact: Row
 
@@ -221,6 +223,7 @@ def _read_step(run_dir: Path, name: str, config: Row, summary: Row, notes: list[
         metrics=finite_numbers(artifact.get("metrics") or result.get("metrics")),
         history=history,
         samples=_read_lines(folder / "samples.jsonl", run_dir, notes),
+        findings=_read_findings(folder, run_dir, notes),
         settings=settings,
         artifact=artifact,
     )
@@ -240,6 +243,28 @@ def rewind(lines: Iterable[Row]) -> list[Row]:
             kept = [row for row in kept if row["step"] < line["step"]]
         kept.append(line)
     return kept
+
+
+def finding_in_words(step_name: str, finding: Row) -> str:
+    """A finding of the doctor's as a line: `ppo, iterations 12 to 20: same replies: …`."""
+    first, until = finding.get("step"), finding.get("until")
+    when = f"iteration {first} on" if until is None else f"iterations {first} to {until}"
+    name = str(finding.get("name", "")).replace("_", " ")
+    return f"{step_name}, {when}: {name}: {finding.get('text', '')}"
+
+
+def read_findings(run_dir: Path) -> list[str]:
+    """The findings of all steps of a run, as lines."""
+    return [
+        finding_in_words(path.parent.name, finding)
+        for path in sorted(run_dir.glob("*/findings.json"))
+        for finding in _read_findings(path.parent, run_dir, [])
+    ]
+
+
+def _read_findings(folder: Path, run_dir: Path, notes: list[str]) -> list[Row]:
+    found = _read_object(folder / "findings.json", run_dir, notes).get("findings")
+    return [mapping_or_empty(finding) for finding in found] if isinstance(found, list) else []
 
 
 def _read_object(path: Path, run_dir: Path, notes: list[str]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from align.base import checkpointed_layers
 from align.config import TextTrain
 from align.engine import Engine
 from align.tracking import Tracker
@@ -42,7 +44,7 @@ def fit_language_model(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=model,  # type: ignore[arg-type]
-            args=_arguments(scratch, train, engine, len(rows), masked, seed),
+            args=_arguments(scratch, train, engine, len(rows), masked, seed, model),
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=renderer.tokenizer,
             callbacks=[callback],
@@ -57,8 +59,9 @@ def fit_language_model(
 
 
 def _arguments(
-    scratch: str, train: TextTrain, engine: Engine, rows: int, masked: bool, seed: int
-) -> Any:
+    scratch: str, train: TextTrain, engine: Engine, rows: int, masked: bool, seed: int,
+    model: torch.nn.Module,
+) -> Any:  # fmt: skip
     """The SFTConfig of these settings; `masked` says whether the rows have a completion mask."""
     from trl.trainer.sft_config import SFTConfig
 
@@ -80,7 +83,7 @@ def _arguments(
         logging_steps=min(train.logging_steps, steps),  # a short run has a last line too
         completion_only_loss=masked,
         dataloader_pin_memory=engine.device.type == "cuda",
-        gradient_checkpointing=None,  # type: ignore[arg-type] - off under both its names
+        **_checkpointing(SFTConfig, model),
         bf16=False,
         disable_tqdm=True,
         report_to="none",
@@ -89,6 +92,16 @@ def _arguments(
         data_seed=seed,
         **engine.trainer_arguments(train.max_grad_norm),
     )
+
+
+def _checkpointing(config: type, model: torch.nn.Module) -> dict[str, Any]:
+    """On if it is on in the model's layers. transformers 5.23 has a new name for the option, and
+    warns of the old one, which trl sets."""
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    if not checkpointed_layers(model):
+        return {old: None}  # off under both
+    name = new if new in {field.name for field in dataclasses.fields(config)} else old
+    return {old: None, name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def _track(tracker: Tracker) -> Any:

@@ -8,6 +8,7 @@ configuration asks for, and a silent one on every rank but the first.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import netrc
 import numbers
@@ -16,12 +17,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 from urllib.parse import urlsplit
 
 from align.artifacts import fingerprint as fingerprint_of
 from align.config import Config, ConfigError, Wandb
 from align.summary import headline_metrics, number
+
+log = logging.getLogger("align")
 
 
 class Tracker(Protocol):
@@ -37,6 +40,19 @@ class Tracker(Protocol):
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """The headline numbers; nothing is logged afterwards."""
+        ...
+
+
+@runtime_checkable
+class Rewindable(Protocol):
+    """A tracker that is cut back when its step resumes: later lines are about to come again."""
+
+    def position(self) -> dict[str, int]:
+        """How far it has written, by file; all of it is on the disk."""
+        ...
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Forgets what was written after `position`; everything, if that is empty."""
         ...
 
 
@@ -58,10 +74,25 @@ class Trackers:
         for tracker in self.trackers:
             tracker.finish(metrics)
 
+    def position(self) -> dict[str, int]:
+        """Of all trackers that write files; their files have different names."""
+        found: dict[str, int] = {}
+        for tracker in self.trackers:
+            if isinstance(tracker, Rewindable):
+                found |= tracker.position()
+        return found
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Cuts back all trackers that write files. What was said on the console stays there, and a
+        W&B run ignores the steps that it has already."""
+        for tracker in self.trackers:
+            if isinstance(tracker, Rewindable):
+                tracker.rewind(position)
+
 
 def make_tracker(
     config: Config, step_name: str, kind: str, folder: Path, fingerprint: str, main: bool
-) -> Tracker:
+) -> Trackers:
     """The trackers of one step: file and console always, W&B when the configuration names it.
 
     `main` is whether this is the first rank; every other rank gets a tracker that does nothing.
@@ -107,6 +138,30 @@ class FileTracker:
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Nothing: the headline numbers stand in the step's artifact."""
+
+    def position(self) -> dict[str, int]:
+        """Bytes of every JSON-lines file of the step, all synced."""
+        sizes: dict[str, int] = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                sizes[path.name] = os.fstat(file.fileno()).st_size
+        return sizes
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Cuts every JSON-lines file of the step back; one that is not in `position` is removed.
+
+        A file that has become shorter is left as it is, and said to be.
+        """
+        for path in sorted(self.folder.glob("*.jsonl")):
+            if path.name not in position:
+                path.unlink()
+        for name, size in position.items():
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size < size:
+                log.warning("%s has lost lines since the checkpoint was written", path)
+            else:
+                os.truncate(path, size)
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         path = self.folder / f"{name}.jsonl"

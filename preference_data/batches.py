@@ -2,20 +2,22 @@
 
 A group's prompt is laid out once and each completion after it. A completion attends to the prompt
 and to itself; its positions continue from the prompt. Groups share rows up to a token budget, so
-neither padding nor a repeated prompt is computed. Models are called as they are, with this mask and
-these positions (`PackedBatch.inputs_for`).
+neither padding nor a repeated prompt is computed. What a token may see is in
+`preference_data.attention`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
 
 UNUSED = -1
+EVEN_LENGTH = 1536
+"""Length of a row at which attention costs about as much as all else, in a model of width 256: the
+wider the model, the longer."""
 
 
 @dataclass(frozen=True)
@@ -74,34 +76,6 @@ class PackedBatch:
         """Tokens that are computed and count."""
         return int((self.group != UNUSED).sum())
 
-    def attention_mask(self) -> Tensor:
-        """Bool [S, 1, T, T]: True where the query (third axis) may see the key (fourth)."""
-        group, branch = self.group, self.branch
-        length = group.shape[1]
-        same = (group[:, :, None] == group[:, None, :]) & (group != UNUSED)[:, None, :]
-        visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-        earlier = torch.ones(length, length, dtype=torch.bool, device=group.device).tril()
-        # An unused token sees itself: a softmax over nothing would be NaN.
-        itself = torch.eye(length, dtype=torch.bool, device=group.device)
-        return ((same & visible & earlier) | itself)[:, None]
-
-    def inputs_for(self, model: Any) -> dict[str, Any]:
-        """The arguments of a transformers model that computes each sequence as if it were alone.
-
-        Eager attention adds its mask to the scores, where a bool would count as 0 and 1; it gets 0
-        and the lowest number instead.
-        """
-        mask = self.attention_mask()
-        if model.config._attn_implementation == "eager":
-            lowest = torch.finfo(model.dtype).min
-            mask = mask.new_zeros(mask.shape, dtype=model.dtype).masked_fill(~mask, lowest)
-        return {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "attention_mask": mask,
-            "use_cache": False,
-        }
-
     def table(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """[N] values of completion tokens laid out as [B, R]."""
         longest = int(self.offset.max()) + 1
@@ -117,14 +91,15 @@ class PackedBatch:
         return PackedBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def pack(groups: Sequence[Group], row_tokens: int = 256) -> PackedBatch:
-    """Lays `groups` out in rows of at most `row_tokens`, or of the longest group if that is more.
+def pack(groups: Sequence[Group], row_tokens: int | None = None) -> PackedBatch:
+    """Lays `groups` out in rows of at most `row_tokens`, or of the longest group if that is more;
+    by default of a length at which few tokens are unused and attention is cheap.
 
     First-fit decreasing; sequences keep the order of the groups. Raises ValueError without groups.
     """
     if not groups:
         raise ValueError("there is nothing to pack")
-    rows = _rows(groups, row_tokens)
+    rows = _cheapest_rows(groups) if row_tokens is None else _rows(groups, row_tokens)
     length = max(sum(len(groups[index]) for index in row) for row in rows)
     layout = {
         name: torch.full((len(rows), length), fill, dtype=torch.long)
@@ -205,6 +180,33 @@ def _rows(groups: Sequence[Group], row_tokens: int) -> list[list[int]]:
             rows.append([index])
             room.append(limit - need)
     return rows
+
+
+def _cheapest_rows(groups: Sequence[Group]) -> list[list[int]]:
+    """`_rows` for the best of some limits. A token costs as much as its row is long in attention,
+    and a constant elsewhere."""
+    longest = max(map(len, groups))
+
+    def cost(rows: list[list[int]]) -> float:
+        length = max(sum(len(groups[index]) for index in row) for row in rows)
+        return len(rows) * length * (1 + length / EVEN_LENGTH)
+
+    limits = (longest, *(int(longest * share) for share in (1.25, 1.5, 2.0, 3.0)))
+    return min((_rows(groups, limit) for limit in limits), key=cost)
+
+
+def join_prompts(groups: Sequence[Group], tokens: int = 512) -> list[Group]:
+    """Neighbours of one prompt as groups of at most `tokens` (or one of them); the sequences keep
+    their order. Beyond some length, attention costs more than the prompt."""
+    joined: list[Group] = []
+    for group in groups:
+        before = joined[-1] if joined else None
+        more = sum(map(len, group.completions))
+        if before and before.prompt == group.prompt and len(before) + more <= tokens:
+            joined[-1] = Group(group.prompt, before.completions + group.completions)
+        else:
+            joined.append(group)
+    return joined
 
 
 def split_by_tokens(groups: Sequence[Group], tokens: int) -> Iterator[list[int]]:

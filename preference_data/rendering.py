@@ -83,6 +83,15 @@ class Renderer:
         """The text of completion ids, without its end marker."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
+    def without_control(self, text: str) -> str:
+        """The text less the control tokens that it spells out, which `render` would refuse."""
+        before = None
+        while text != before:  # what is left may close up to another
+            before = text
+            for token in self._special:
+                text = text.replace(token, "")
+        return text
+
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text (for pretraining), closed by EOS."""
         self._refuse_special((Message("user", text),))

@@ -11,16 +11,18 @@ def bradley_terry(
     rejected: Tensor,
     label_smoothing: float = 0.0,
     label: Tensor | float = 1.0,
+    margin: Tensor | float = 0.0,
 ) -> Tensor:
     """-log P(chosen beats rejected) under Bradley and Terry (1952), [P] pairs of scores.
 
     `label` [P] is the probability that the chosen one is better (a soft label): the loss is the
     cross-entropy with it. With `label_smoothing` e, the label is taken to be wrong with
-    probability e.
+    probability e. `margin` ([P] or one for all) is by how much the better one's score is to exceed
+    the other's (Touvron et al. 2023, arXiv:2307.09288, eq. 2).
     """
-    margin = chosen - rejected
+    gap = chosen - rejected
     right = label * (1 - label_smoothing) + (1 - label) * label_smoothing
-    return -right * F.logsigmoid(margin) - (1 - right) * F.logsigmoid(-margin)
+    return -right * F.logsigmoid(gap - margin) - (1 - right) * F.logsigmoid(-gap - margin)
 
 
 def centering(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -12,17 +12,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from preference_data.batches import PackedBatch
+from preference_data.attention import hidden_states
+from preference_data.batches import Group, PackedBatch, pack
 from preference_data.records import Prompt, Response
+from preference_data.rendering import Rendered
 
 HEAD_KEY = "base_model.model.score.weight"
 """Name of the head's weight in a PEFT adapter file."""
 SCORING_FILE = "scoring.json"
+Truncation = Literal["none", "left"]
+"""Of conversations that are too long: they are not read, or with the end of their prompt alone."""
 
 
 class ScalarHead(nn.Linear):
@@ -48,6 +52,22 @@ def sequence_scores(hidden: Tensor, head: ScalarHead, batch: PackedBatch) -> Ten
     return head(hidden.flatten(0, 1).index_select(0, batch.last_at))
 
 
+def cut_left(group: Group, max_length: int, bos: int | None) -> Group | None:
+    """The group with so much of its prompt that it and the longest completion are `max_length`
+    tokens; None if not one token of the prompt has room.
+
+    The prompt loses its oldest tokens, wherever in a turn the cut then falls. It is the same for
+    all completions, which stay whole: an answer without its end is another answer. A prompt that
+    begins with `bos`, the tokenizer's begin-of-sequence token, keeps it in front.
+    """
+    prompt, room = group.prompt, max_length - max(map(len, group.completions))
+    if len(prompt) <= room:
+        return group
+    front = prompt[:1] if prompt[0] == bos else ()
+    kept = room - len(front)
+    return Group((*front, *prompt[-kept:]), group.completions) if kept > 0 else None
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How scores are read: stored with the model, checked by everything that scores with it."""
@@ -60,6 +80,24 @@ class Scoring:
     """Mean and standard deviation of the scores on training completions; (score - mean) / std is
     what a policy is optimised for, so that a KL coefficient means the same for every model."""
     std: float = 1.0
+    truncation: Truncation = "none"
+    """What it was trained to do with a conversation longer than max_length."""
+
+    def cut(self, group: Group, bos: int | None) -> Group:
+        """The group as it is to be scored: as the same conversation was cut in training.
+
+        Raises ValueError if a completion leaves its prompt no room.
+        """
+        if self.truncation == "none":
+            return group
+        fitting = cut_left(group, self.max_length, bos)
+        if fitting is None:
+            longest = max(map(len, group.completions))
+            raise ValueError(
+                f"a completion of {longest} tokens leaves its prompt no room in the "
+                f"{self.max_length} that this reward model reads"
+            )
+        return fitting
 
     def save(self, folder: Path) -> None:
         (folder / SCORING_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -134,10 +172,9 @@ class RewardModel:
         """The raw score of each completion of the prompt beside it: text, or a conversation.
 
         Raises ValueError if the lists differ in length, or a text cannot be rendered or is longer
-        than the model was trained to read.
+        than the model was trained to read. A model that was trained with `truncation: left` reads
+        the end of a prompt that is too long, as much as fits before this one completion.
         """
-        from preference_data.batches import Group, pack
-
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions.")
         scores: list[float] = []
@@ -146,17 +183,22 @@ class RewardModel:
                 Prompt.from_text(prompt) if isinstance(prompt, str) else prompt,
                 Response.from_text(completion) if isinstance(completion, str) else completion,
             )
-            if len(row) > self.scoring.max_length:
-                raise ValueError(
-                    f"a conversation of {len(row)} tokens is longer than the "
-                    f"{self.scoring.max_length} that this reward model reads"
-                )
-            batch = pack([Group(row.prompt, (row.completion,))])
-            hidden = self._model.base_model(**batch.inputs_for(self._model)).last_hidden_state
+            batch = pack([self._fitting(row)])
+            hidden = hidden_states(self._model, batch)
             head = self._model.score
             last = hidden.flatten(0, 1).index_select(0, batch.last_at)
             scores += head(last.to(_weight_of(head).dtype)).squeeze(-1).tolist()
         return scores
+
+    def _fitting(self, row: Rendered) -> Group:
+        group = Group(row.prompt, (row.completion,))
+        group = self.scoring.cut(group, self._renderer.tokenizer.bos_token_id)
+        if len(group) > self.scoring.max_length:
+            raise ValueError(
+                f"a conversation of {len(group)} tokens is longer than the "
+                f"{self.scoring.max_length} that this reward model reads"
+            )
+        return group
 
 
 def _weight_of(head: nn.Module) -> Tensor:

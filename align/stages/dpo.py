@@ -19,6 +19,7 @@ from align.rankings import (
     Ranked,
     Rankings,
     by_group,
+    check_gaps,
     fit_rankings,
     load_rankings,
     pair_index,
@@ -52,7 +53,7 @@ def run(context: StageContext) -> StageResult:
     roles = context.load_roles(step.policy)  # 1
     torch.manual_seed(context.seed)
     roles.add("policy", weights=context.weights_of(step.policy), fresh=True, trainable=True)
-    rankings = load_rankings(context, step.data, roles.renderer, step.train.max_length)
+    rankings = _rankings(context, roles)
     reference = _reference(context, roles, [*rankings.train, *rankings.test])  # 2
     alarm = DisplacementAlarm(context.name)
     metrics = fit_rankings(  # 3
@@ -65,6 +66,8 @@ def run(context: StageContext) -> StageResult:
         ),
     )
     metrics |= _held_out(context, roles, rankings, reference)  # 4
+    if step.train.truncation != "none":
+        metrics["train/cut_prompts"] = rankings.cut
     if context.engine.is_main:
         alarm.finish(metrics)
         saved = roles.save("policy", context.folder)  # 5
@@ -72,6 +75,14 @@ def run(context: StageContext) -> StageResult:
         prove_policy(context, roles, "policy", saved, Rendered(group.prompt, group.completions[0]))
     context.engine.barrier()
     return StageResult(metrics, rows=rankings.rows, base=roles.base_path)
+
+
+def _rankings(context: StageContext, roles: Roles) -> Rankings:
+    step, train = context.step, context.step.train
+    rankings = load_rankings(context, step.data, roles.renderer, train.max_length, train.truncation)
+    if train.offset_from_scores:
+        check_gaps(context, rankings, "offset_from_scores")
+    return rankings
 
 
 def _watched(context: StageContext, alarm: DisplacementAlarm) -> StageContext:
@@ -128,7 +139,7 @@ def pair_loss(
 
     `sums` and `reference` [B] are nats under policy and reference, `tokens` [B] the lengths. With
     a reference, the metrics have the log-ratios by token, and as `dpo/displacement` the share of
-    pairs whose chosen completion has fallen.
+    pairs whose chosen completion has fallen; with offsets, `dpo/offset`.
     """
     ratios = sums if reference is None else sums - reference.to(sums.device)
     means = dpo_losses.per_token(ratios, tokens)
@@ -137,8 +148,11 @@ def pair_loss(
     if train.loss in PLAIN:
         output = PLAIN[train.loss](*of_pairs, pairs.label)
     else:
-        smoothed = SMOOTHED[train.loss]
-        output = smoothed(*of_pairs, train.label_smoothing, train.margin, pairs.label)
+        offset = dpo_losses.offsets(pairs.gap, train.offset_from_scores)
+        margin = train.margin + offset
+        output = SMOOTHED[train.loss](*of_pairs, train.label_smoothing, margin, pairs.label)
+        if train.offset_from_scores:
+            output = LossOutput(output.loss, {**output.metrics, "dpo/offset": offset})
     if reference is None:
         return output
     chosen, rejected = means.detach()[pairs.better], means.detach()[pairs.worse]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 from align.artifacts import Rows
+from align.config_rewards import label_of
+from align.judges import GOLD, Judge, add_judge, make_judge
 from align.policy import respond, uniforms
 from align.rankings import PairIndex, Ranked, by_group, load_rankings, pair_index
-from align.rewards import load_function
-from align.roles import Roles, load_head
+from align.rewards import Sampled
+from align.roles import Roles
 from align.rollout import packed_scores, packed_tokens
 from align.stage import StageContext, StageResult
 from preference_data import views
 from preference_data.batches import Group
-from preference_data.records import Prompt
 from preference_data.rendering import RenderingError
 from reward_models.calibration import bootstrap_interval, correlation
-from reward_models.scalar_head import Scoring
+from reward_models.scalar_head import Scoring, Truncation
 
 TOKENS_PER_FORWARD = 8192
 REWARD_READS_UP_TO = 1 << 30
@@ -38,10 +39,6 @@ class Reply:
     """log pi - log baseline, summed over the tokens, nats"""
 
 
-Judge = Callable[[Sequence[tuple[Prompt, tuple[int, ...]]], Sequence[Reply]], list[float]]
-"""(prompts with their ids, replies) -> a score each."""
-
-
 def run(context: StageContext) -> StageResult:
     """1 the prompts; 2 every policy's replies with the same draws; 3 every judge's scores;
     4 win rates with intervals; 5 the reward models' accuracy."""
@@ -54,7 +51,7 @@ def run(context: StageContext) -> StageResult:
         policy: _replies(context, roles, policy, prompts, draws) for policy in policies
     }
     scores = {  # 3
-        name: {policy: judge(prompts, replies[policy]) for policy in policies}
+        name: {policy: judge(_answers(prompts, replies[policy])) for policy in policies}
         for name, judge in _judges(context, roles).items()
     }
     metrics = _win_rates(context, scores, policies)  # 4
@@ -80,18 +77,16 @@ def _make_roles(context: StageContext, policies: list[str]) -> Roles:
     """Every policy and every reward judge on the baseline's base."""
     step = context.step
     roles = context.load_roles(step.baseline)
-    for name in [*policies, *(judge for judge in step.judges if isinstance(judge, str))]:
-        if name == "gold":
-            continue
+    for name in policies:
         if context.base_of(name) != roles.base_path:
             raise RuntimeError(
                 f"{name!r} stands on {context.base_of(name)}, {step.baseline!r} on "
                 f"{roles.base_path}; one evaluation needs one base"
             )
-        weights = context.weights_of(name)
-        is_judge = name in step.judges
-        head = load_head(weights) if is_judge and weights is not None else None
-        roles.add(name, weights=weights, head=head)
+        roles.add(name, weights=context.weights_of(name))
+    for judge in step.judges:
+        if isinstance(judge, str) and judge != GOLD:
+            add_judge(context, roles, judge, judge)
     return roles.to(context.engine.device).eval()
 
 
@@ -148,46 +143,19 @@ def _replies(context: StageContext, roles: Roles, policy: str, prompts, draws) -
     return engine.gather(replies)
 
 
-def _judges(context: StageContext, roles: Roles) -> dict[str, Judge]:
-    judges: dict[str, Judge] = {}
-    for judge in context.step.judges:
-        if judge == "gold":
-            judges["gold"] = _gold
-        elif isinstance(judge, str):
-            judges[judge] = _reward_judge(context, roles, judge)
-        else:
-            function = load_function(judge.function)
-            judges[judge.function.rpartition(":")[2]] = lambda prompts, replies, f=function: f(
-                [prompt.text for prompt, _ in prompts], [reply.text for reply in replies]
-            )
-    return judges
-
-
-def _gold(prompts, replies) -> list[float]:
-    from preference_data.synthetic import gold_score
-
+def _answers(prompts, replies: Sequence[Reply]) -> list[Sampled]:
     return [
-        gold_score(prompt.text, reply.text)
-        for (prompt, _), reply in zip(prompts, replies, strict=True)
+        Sampled(prompt, reply.text, Group(ids, (reply.ids,)))
+        for (prompt, ids), reply in zip(prompts, replies, strict=True)
     ]
 
 
-def _reward_judge(context: StageContext, roles: Roles, name: str) -> Judge:
-    weights = context.weights_of(name)
-    assert weights is not None
-    scoring = Scoring.load(weights)
-    scoring.check(roles.renderer.fingerprint(), f"the reward model {name!r}")
-
-    def judge(prompts, replies) -> list[float]:
-        engine = context.engine
-        groups = [
-            Group(ids, (reply.ids,)) for (_, ids), reply in zip(prompts, replies, strict=True)
-        ]
-        mine = engine.share(groups)
-        raw = packed_scores(roles, name, mine, TOKENS_PER_FORWARD, engine) if mine else []
-        return [(score - scoring.mean) / scoring.std for score in engine.gather(raw)]
-
-    return judge
+def _judges(context: StageContext, roles: Roles) -> dict[str, Judge]:
+    judges: dict[str, Judge] = {}
+    for judge in context.step.judges:
+        name = label_of(judge)
+        judges[name] = make_judge(context, roles, judge, name, TOKENS_PER_FORWARD)
+    return judges
 
 
 def _win_rates(context: StageContext, scores, policies: list[str]) -> dict[str, float]:
@@ -221,16 +189,20 @@ def _reward_accuracy(context: StageContext, roles: Roles) -> dict[str, float]:
     Pairs that gold ties are left out of its accuracy.
     """
     step, engine = context.step, context.engine
-    rewards = [j for j in step.judges if isinstance(j, str) and j != "gold"]
+    rewards = [j for j in step.judges if isinstance(j, str) and j != GOLD]
     if step.preferences is None or not rewards:
         return {}
-    rows = load_rankings(context, step.preferences, roles.renderer, REWARD_READS_UP_TO).test
-    if not rows:
-        return {}
-    pairs = pair_index(rows)
-    gold = _gold_gains(rows, pairs) if "gold" in step.judges else None
     metrics: dict[str, float] = {}
+    read: dict[tuple[int, Truncation], list[Ranked]] = {}
     for name in rewards:
+        limits = _limits(context, name)
+        if limits not in read:
+            read[limits] = load_rankings(context, step.preferences, roles.renderer, *limits).test
+        rows = read[limits]
+        if not rows:
+            continue
+        pairs = pair_index(rows)
+        gold = _gold_gains(rows, pairs) if GOLD in step.judges else None
         mine = engine.share(rows)
         groups = [row.group for row in mine]
         flat = packed_scores(roles, name, groups, TOKENS_PER_FORWARD, engine)
@@ -243,6 +215,16 @@ def _reward_accuracy(context: StageContext, roles: Roles) -> dict[str, float]:
             metrics |= _accuracy(f"evaluate/{name}/gold_accuracy", agree[decided], context)
             metrics[f"evaluate/{name}/gold_correlation"] = correlation(margin, gold)
     return metrics
+
+
+def _limits(context: StageContext, name: str) -> tuple[int, Truncation]:
+    """max_length and truncation under which the reward model reads judgements, as in training; one
+    that cuts nothing is asked about conversations of any length."""
+    weights = context.weights_of(name)
+    assert weights is not None
+    scoring = Scoring.load(weights)
+    limit = REWARD_READS_UP_TO if scoring.truncation == "none" else scoring.max_length
+    return limit, scoring.truncation
 
 
 def _gold_gains(rows: Sequence[Ranked], pairs: PairIndex) -> Any:

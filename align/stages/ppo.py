@@ -7,6 +7,8 @@ Policy, reference, reward and value are roles on one base; an iteration is in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +17,16 @@ from align.artifacts import Rows
 from align.config import PPOTrain
 from align.policy_gradient import Optimiser
 from align.proofs import prove_policy
-from align.rewards import make_scorer
-from align.roles import Roles, load_head
+from align.ptx import load_demonstrations
+from align.rewards import add_reward_roles, make_scorer, value_start
+from align.roles import Roles
 from align.rollout import Roller, Rollout
 from align.stage import StageContext, StageResult
+from align.watch import Watch
 from preference_data import views
+from preference_data.records import Prompt
 from preference_data.rendering import Rendered, RenderingError
-from reward_models.scalar_head import ScalarHead, Scoring, value_head_from
+from reward_models.scalar_head import ScalarHead
 
 SAMPLES_KEPT = 8
 """Rows of the sample table at each of SAMPLE_TIMES evenly spaced iterations."""
@@ -32,20 +37,37 @@ def run(context: StageContext) -> StageResult:
     """Optimises the policy on the training side of the prompts."""
     train = context.step.train
     roles = _make_roles(context)
-    texts, rows = _prompts(context, roles)
-    scorer = make_scorer(context, roles, texts)
+    prompts, rows = _prompts(context, roles)
+    texts = {ids: prompt.text for ids, prompt in prompts.items()}
+    scorer = make_scorer(context, roles, prompts)
     roller = Roller(
         roles, scorer, context.engine, train.temperature, train.tokens_per_forward,
         train.rollout_batch_size,
     )  # fmt: skip
-    optimiser = Optimiser(context.engine, roles, roller, train, context.seed)
+    watch = Watch(context, roles, prompts)
+    demonstrations = train.ptx and load_demonstrations(context, roles.renderer, train.ptx)
+    optimiser = Optimiser(context.engine, roles, roller, train, context.seed, demonstrations)
     metrics: dict[str, float] = {}
-    for iteration, batch in enumerate(_batches(list(texts), train, context.seed), 1):
+    done = _resume(context, optimiser, watch)
+    batches = enumerate(_batches(list(texts), train, context.seed), 1)
+    for iteration, batch in islice(batches, done, None):
+        watch.begin()
         metrics = optimiser.step(iteration, batch)
+        metrics = watch.look(iteration, optimiser.rollout, metrics)
         context.tracker.log(iteration, metrics)
         if iteration == 1 or iteration % max(1, train.iterations // (SAMPLE_TIMES - 1)) == 0:
             context.tracker.table("samples", _samples(iteration, optimiser.rollout, roles, texts))
+        if watch.stopped_at is not None:
+            break
+        if iteration % train.save_iterations == 0 and iteration < train.iterations:
+            context.engine.checkpoints.save(
+                iteration,
+                optimiser.training,
+                {"optimiser": optimiser.to_json(), "watch": watch.state()},
+                tensors=watch.tensors(),
+            )
     optimiser.training.close()
+    metrics = watch.end(metrics)
     if context.engine.is_main:
         saved = roles.save("policy", context.folder)
         group = optimiser.rollout.samples[0].group
@@ -53,6 +75,18 @@ def run(context: StageContext) -> StageResult:
         prove_policy(context, roles, "policy", saved, row)
     context.engine.barrier()
     return StageResult(metrics, rows=rows, base=roles.base_path)
+
+
+def _resume(context: StageContext, optimiser: Optimiser, watch: Watch) -> int:
+    """Puts everything where the newest checkpoint left it; returns the iterations that are done.
+
+    Prompts, draws and minibatches follow from the seed and the iteration: they are in none.
+    """
+    found = context.engine.checkpoints.restore(optimiser.training)
+    if found.number:
+        optimiser.load_json(found.state["optimiser"])
+        watch.load_state(found.state["watch"], found.tensors)
+    return found.number
 
 
 def _make_roles(context: StageContext) -> Roles:
@@ -63,46 +97,49 @@ def _make_roles(context: StageContext) -> Roles:
     roles.add("reference", weights=start)
     roles.add("policy", weights=start, fresh=True, trainable=True)
     torch.manual_seed(context.seed)
-    if isinstance(step.reward, str):
-        weights = context.weights_of(step.reward)
-        assert weights is not None
-        if context.base_of(step.reward) != roles.base_path:
-            raise RuntimeError(
-                f"the reward model {step.reward!r} stands on {context.base_of(step.reward)}, the "
-                f"policy on {roles.base_path}; both must share one base"
-            )
-        head, scoring = load_head(weights), Scoring.load(weights)
-        scoring.check(roles.renderer.fingerprint(), f"the reward model {step.reward!r}")
-        roles.add("reward", weights=weights, head=head)
-        roles.add("value", weights=weights, trainable=True, head=value_head_from(head, scoring))
-    else:
-        head = ScalarHead(roles.model.config.hidden_size, bias=True)
-        torch.nn.init.zeros_(head.weight)
-        roles.add("value", weights=start, fresh=True, trainable=True, head=head)
+    add_reward_roles(context, roles)
+    if step.train.has_value:
+        _add_value(context, roles, start)
     return roles.to(
         context.engine.device
     ).eval()  # dropout would make the first ratio differ from 1
 
 
-def _prompts(context: StageContext, roles: Roles) -> tuple[dict[tuple[int, ...], str], Rows]:
+def _add_value(context: StageContext, roles: Roles, start: Path | None) -> None:
+    """The value function: an adapter and head started from the reward model, or from the policy's
+    weights `start` and 0 without one; or a head on the policy's own trunk, which starts from 0."""
+    trunk = context.step.train.value == "trunk"
+    if not trunk and (known := value_start(context, roles)) is not None:
+        weights, head = known
+        roles.add("value", weights=weights, trainable=True, head=head)
+        return
+    head = ScalarHead(roles.model.config.hidden_size, bias=True)
+    torch.nn.init.zeros_(head.weight)
+    if trunk:
+        roles.add_head("value", "policy", head)
+    else:
+        roles.add("value", weights=start, fresh=True, trainable=True, head=head)
+
+
+def _prompts(context: StageContext, roles: Roles) -> tuple[dict[tuple[int, ...], Prompt], Rows]:
     """The training side's prompts by their ids, and their account."""
     source = context.step.data
     every = views.prompts(context.data[source])
     training, _ = context.split(source, every)
-    texts: dict[tuple[int, ...], str] = {}
+    found: dict[tuple[int, ...], Prompt] = {}
     for prompt in training:
         try:
             row = roles.renderer.prompt(prompt)
         except RenderingError:
             continue
         if len(row) <= context.step.train.max_prompt_length:
-            texts[row] = prompt.text
-    if not texts:
+            found[row] = prompt
+    if not found:
         raise RuntimeError(
             f"no prompt of data.{source} fits into max_prompt_length "
             f"{context.step.train.max_prompt_length}"
         )
-    return texts, Rows(len(training), len(texts), len(training) - len(texts))
+    return found, Rows(len(training), len(found), len(training) - len(found))
 
 
 def _batches(

@@ -13,7 +13,9 @@ from align.proofs import prove_scores
 from align.rankings import (
     PairIndex,
     Ranked,
+    Rankings,
     by_group,
+    check_gaps,
     fit_rankings,
     load_rankings,
     pair_index,
@@ -40,7 +42,7 @@ def run(context: StageContext) -> StageResult:
     roles.add(
         "reward", weights=context.weights_of(step.init), fresh=True, trainable=True, head=head
     )
-    rankings = load_rankings(context, step.data, roles.renderer, step.train.max_length)
+    rankings = _rankings(context, roles)
     fit_rankings(
         context, roles, "reward", rankings.train,
         lambda module, batch, pairs, _: _loss(context, module, batch, pairs),
@@ -50,6 +52,8 @@ def run(context: StageContext) -> StageResult:
     metrics, samples = _report(context, roles, rankings.test if held_out else rankings.train)
     prefix = "reward/" if held_out else "reward/train_"
     metrics = {prefix + name: value for name, value in metrics.items()}
+    if step.train.truncation != "none":
+        metrics["train/cut_prompts"] = rankings.cut
     if context.engine.is_main:
         saved = roles.save("reward", context.folder, scoring)
         prove_scores(context, roles, "reward", saved, rankings.train[0].group)
@@ -58,11 +62,20 @@ def run(context: StageContext) -> StageResult:
     return StageResult(metrics, rows=rankings.rows, base=roles.base_path)
 
 
+def _rankings(context: StageContext, roles: Roles) -> Rankings:
+    step, train = context.step, context.step.train
+    rankings = load_rankings(context, step.data, roles.renderer, train.max_length, train.truncation)
+    if train.margin_from_scores:
+        check_gaps(context, rankings, "margin_from_scores")
+    return rankings
+
+
 def _loss(context: StageContext, module: Any, batch: PackedBatch, pairs: PairIndex) -> LossOutput:
     train = context.step.train
     scores = module("scores", "reward", batch)
     better, worse = scores[pairs.better], scores[pairs.worse]
-    loss = bradley_terry(better, worse, train.label_smoothing, pairs.label)
+    asked = train.margin_from_scores * pairs.gap
+    loss = bradley_terry(better, worse, train.label_smoothing, pairs.label, asked)
     margin = (better - worse).detach()
     return LossOutput(
         loss + train.center_coefficient * centering(better, worse),
@@ -87,6 +100,7 @@ def _scoring(context: StageContext, roles: Roles, rows: Sequence[Ranked]) -> Sco
         max_length=context.step.train.max_length,
         mean=float(scores.mean()),
         std=float(scores.std()) or 1.0,
+        truncation=context.step.train.truncation,
     )
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from align.advantages import KLController, gae, k3, kl_shaped_rewards
+from align.advantages import (
+    KLController,
+    RunningStatistics,
+    by_token,
+    gae,
+    grpo,
+    k3,
+    kl_shaped_rewards,
+    reinforce,
+    rloo,
+)
 
 
 def row(*values: float) -> Tensor:
@@ -156,6 +167,125 @@ def test_more_padding_changes_no_bit():
     )  # fmt: skip
     assert torch.equal(shaped, shaped_wide[:, :6])
     assert not shaped_wide[:, 6:].any()
+
+
+# --- advantages without a value function ----------------------------------------------------------
+
+
+def test_rloo_by_hand():
+    """Groups (1, 2, 6) and (0, 0, 3). 1 - (2 + 6) / 2 = -3; 2 - 7 / 2 = -1.5; 6 - 3 / 2 = 4.5;
+    0 - 3 / 2 = -1.5 twice; 3 - 0 = 3."""
+    found = rloo(torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0]), samples=3)
+    assert found.tolist() == [-3.0, -1.5, 4.5, -1.5, -1.5, 3.0]
+
+
+def test_rloo_of_two_is_their_difference():
+    found = rloo(torch.tensor([5.0, 2.0, -1.0, 1.0]), samples=2)
+    assert found.tolist() == [3.0, -3.0, -2.0, 2.0]
+
+
+def test_rloo_is_the_difference_to_the_mean_stretched():
+    """r_i - (S - r_i) / (K - 1) = K / (K - 1) * (r_i - S / K); a group's advantages sum to 0, and a
+    prompt on which everything scores higher changes nothing."""
+    rewards = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    found = rloo(rewards.flatten(), samples=4).reshape(3, 4)
+    expected = 4 / 3 * (rewards - rewards.mean(dim=1, keepdim=True))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert found.sum(dim=1).abs().max() < 1e-6
+    shifted = rewards + torch.tensor([[10.0], [0.0], [-3.0]])
+    torch.testing.assert_close(rloo(shifted.flatten(), 4).reshape(3, 4), found, rtol=0, atol=1e-5)
+
+
+def test_grpo_by_hand():
+    """(1, 3): mean 2, deviation 1: -1 / 1.0001 and 1 / 1.0001. (1, 1, 4, 6): mean 3, variance
+    (4 + 4 + 1 + 9) / 4 = 4.5, deviation 2.1213203: -2 / 2.1214203 = -.9427645 and so on."""
+    torch.testing.assert_close(
+        grpo(torch.tensor([1.0, 3.0]), 2), torch.tensor([-0.9999, 0.9999]), rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        grpo(torch.tensor([1.0, 1.0, 4.0, 6.0]), 4),
+        torch.tensor([-0.9427645, -0.9427645, 0.4713823, 1.4141468]),
+        rtol=0, atol=1e-6,
+    )  # fmt: skip
+
+
+def test_grpo_without_the_deviation_is_the_difference_to_the_mean():
+    found = grpo(torch.tensor([1.0, 1.0, 4.0, 6.0]), 4, divide=False)
+    assert found.tolist() == [-2.0, -2.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_grpo_of_equal_rewards_is_0(divide: bool):
+    """Nothing is learnt of a prompt on which everything scores the same, and nothing overflows."""
+    rewards = torch.tensor([4.0, 4.0, 4.0, 4.0, -1.0, 1.0, -1.0, 1.0])
+    assert grpo(rewards, 4, divide)[:4].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(("rewards", "samples"), [(4, 1), (5, 2), (3, 4)])
+def test_responses_that_are_no_groups_are_refused(rewards: int, samples: int):
+    for estimator in (rloo, grpo):
+        with pytest.raises(ValueError, match=f"{rewards} rewards are no groups of {samples}"):
+            estimator(torch.ones(rewards), samples)
+
+
+def test_reinforce_on_every_token_by_hand():
+    """Rewards 3 and -1 less their mean 1: 2 on both tokens of the first, -2 on the second's one."""
+    mask = torch.tensor([[True, True], [True, False]])
+    rewards = torch.tensor([3.0, -1.0])
+    found = by_token(reinforce(rewards, float(rewards.mean())), mask)
+    assert found.tolist() == [[2.0, 2.0], [-2.0, 0.0]]
+
+
+def test_gae_at_the_limit_is_reinforce_with_a_baseline_by_state():
+    """gamma = lambda = 1, all reward at the end and one value everywhere: R - V on every token."""
+    mask = torch.arange(4)[None, :] < torch.tensor([4, 2])[:, None]
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 3.0], [0.0, -1.0, 0.0, 0.0]])
+    advantages, _ = gae(rewards, torch.full((2, 4), 0.5), mask, gamma=1.0, lambda_=1.0)
+    assert torch.equal(advantages, by_token(reinforce(rewards.sum(1), 0.5), mask))
+
+
+# --- running statistics ---------------------------------------------------------------------------
+
+
+def test_running_statistics_by_hand():
+    """1, 2, 3 and then 6: mean 3, squares 4 + 1 + 0 + 9 = 14, deviation sqrt(3.5) = 1.8708287."""
+    running = RunningStatistics()
+    running.update(torch.tensor([1.0, 2.0, 3.0]))
+    assert (running.count, running.mean, running.squares) == (3, 2.0, 2.0)
+    running.update(torch.tensor([6.0]))
+    assert running.count == 4
+    assert running.mean == pytest.approx(3.0, abs=1e-12)
+    assert running.squares == pytest.approx(14.0, abs=1e-12)
+    assert running.scale == pytest.approx(1.8708287, abs=1e-7)
+
+
+def test_running_statistics_do_not_know_how_numbers_were_split():
+    values = 100 + torch.randn(60, generator=torch.Generator().manual_seed(0))
+    whole, parts = RunningStatistics(), RunningStatistics()
+    whole.update(values)
+    for part in values.split([1, 7, 30, 22]):
+        parts.update(part)
+    assert parts.mean == pytest.approx(whole.mean, abs=1e-12)
+    assert parts.scale == pytest.approx(whole.scale, abs=1e-12)
+    assert whole.scale == pytest.approx(float(values.double().std(correction=0)), abs=1e-12)
+
+
+def test_running_statistics_of_equal_numbers_scale_nothing():
+    running = RunningStatistics()
+    assert running.scale == 1.0
+    running.update(torch.full((5,), 0.1))
+    running.update(torch.full((5,), 0.1))
+    assert running.scale == 1.0
+
+
+def test_running_statistics_survive_json_to_the_last_bit():
+    running = RunningStatistics()
+    running.update(torch.randn(7, generator=torch.Generator().manual_seed(1)) / 3)
+    again = RunningStatistics.from_json(json.loads(json.dumps(running.to_json())))
+    assert again == running
+    for one in (running, again):
+        one.update(torch.tensor([0.3, 0.7]))
+    assert again == running
 
 
 # --- KL -------------------------------------------------------------------------------------------

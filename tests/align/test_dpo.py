@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from align.reference_cache import FOLDER
 from align.roles import Roles
 from align.stages import dpo
 from preference_data.batches import Group, pack
+from preference_data.quarantine import DataError
 
 TRAIN = {"max_steps": 3, "train_batch_size": 8, "learning_rate": 1e-2, "max_length": 96}
 
@@ -220,13 +222,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sigmoid": {},
     "conservative": {"label_smoothing": 0.1},
     "offset": {"margin": 0.5},
+    "odpo": {"offset_from_scores": 2.0},
+    "both": {
+        "loss": "robust", "label_smoothing": 0.1, "margin": 0.5, "offset_from_scores": 1.0,
+    },
     "normalised": {"length_normalised": True, "beta": 2.0},
     "robust": {"loss": "robust", "label_smoothing": 0.1},
     "hinge": {"loss": "hinge"},
     "ipo": {"loss": "ipo"},
     "simpo": {"loss": "simpo", "beta": 2.0, "margin": 0.5},
     "orpo": {"loss": "orpo"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("lora", [Lora(r=4, alpha=8), None], ids=["lora", "full"])
@@ -241,19 +247,24 @@ def test_the_gradient_is_the_same_as_of_one_completion_at_a_time(
     shake(parameters, 0, 0.05)
     groups = [Group((260, 5), ((7, 8, 9), (10, 1))), Group((11,), ((12,), (13, 14), (15, 16, 17)))]
     reference = torch.tensor([-12.0, -9.0, -5.0, -11.0, -15.0])
+    gap = torch.tensor([3.0, 0.0, 0.5])
     pairs = PairIndex(
-        torch.tensor([0, 2, 4]), torch.tensor([1, 3, 2]), torch.ones(3), torch.tensor([1, 0.8, 1])
-    )
+        torch.tensor([0, 2, 4]), torch.tensor([1, 3, 2]), torch.ones(3),
+        torch.tensor([1, 0.8, 1]), gap,
+    )  # fmt: skip
+    offsets = {(0, 1): math.log(3.0), (2, 3): 0.0, (4, 2): -math.log(2.0)}
     values_of = {
-        "sigmoid": lambda c, r, p: dpo_losses.sigmoid(c, r, 0.1, label=p),
-        "conservative": lambda c, r, p: dpo_losses.sigmoid(c, r, 0.1, 0.1, label=p),
-        "offset": lambda c, r, p: dpo_losses.sigmoid(c, r, 0.1, margin=0.5, label=p),
-        "normalised": lambda c, r, p: dpo_losses.sigmoid(c, r, 2.0, label=p),
-        "robust": lambda c, r, p: dpo_losses.robust(c, r, 0.1, 0.1, label=p),
-        "hinge": lambda c, r, p: dpo_losses.hinge(c, r, 0.1, p),
-        "ipo": lambda c, r, p: dpo_losses.ipo(c, r, 0.1, p),
-        "simpo": lambda c, r, p: dpo_losses.simpo(c, r, 2.0, margin=0.5, label=p),
-        "orpo": lambda c, r, p: dpo_losses.orpo(c, r, 0.1, p),
+        "sigmoid": lambda c, r, p, _: dpo_losses.sigmoid(c, r, 0.1, label=p),
+        "conservative": lambda c, r, p, _: dpo_losses.sigmoid(c, r, 0.1, 0.1, label=p),
+        "offset": lambda c, r, p, _: dpo_losses.sigmoid(c, r, 0.1, margin=0.5, label=p),
+        "odpo": lambda c, r, p, o: dpo_losses.sigmoid(c, r, 0.1, margin=2 * o, label=p),
+        "both": lambda c, r, p, o: dpo_losses.robust(c, r, 0.1, 0.1, margin=0.5 + o, label=p),
+        "normalised": lambda c, r, p, _: dpo_losses.sigmoid(c, r, 2.0, label=p),
+        "robust": lambda c, r, p, _: dpo_losses.robust(c, r, 0.1, 0.1, label=p),
+        "hinge": lambda c, r, p, _: dpo_losses.hinge(c, r, 0.1, p),
+        "ipo": lambda c, r, p, _: dpo_losses.ipo(c, r, 0.1, p),
+        "simpo": lambda c, r, p, _: dpo_losses.simpo(c, r, 2.0, margin=0.5, label=p),
+        "orpo": lambda c, r, p, _: dpo_losses.orpo(c, r, 0.1, p),
     }
     for name, settings in SETTINGS.items():
         train = DPOTrain(**settings)
@@ -267,7 +278,7 @@ def test_the_gradient_is_the_same_as_of_one_completion_at_a_time(
             worth = [value / len(ids) for value, (_, ids) in zip(worth, flat, strict=True)]
         theirs = torch.stack(
             [
-                values_of[name](worth[i], worth[j], p).loss
+                values_of[name](worth[i], worth[j], p, offsets[i, j]).loss
                 for i, j, p in zip(*(pairs[k].tolist() for k in (0, 1, 3)), strict=True)
             ]
         )
@@ -281,12 +292,14 @@ def test_the_gradient_is_the_same_as_of_one_completion_at_a_time(
 def test_log_ratios_by_hand():
     """Sums -6, -8, -3 against references -4, -9, -3.1 over 4, 2, 1 tokens: log-ratios by token
     -.5, +.5, +.1. Chosen are sequences 0 and 2: the first has fallen, by over .05."""
+    ones = torch.ones(2)
+    pairs = PairIndex(torch.tensor([0, 2]), torch.tensor([1, 1]), ones, ones, torch.zeros(2))
     output = dpo.pair_loss(
         DPOTrain(),
         torch.tensor([-6.0, -8.0, -3.0]),
         torch.tensor([-4.0, -9.0, -3.1]),
         torch.tensor([4, 2, 1]),
-        PairIndex(torch.tensor([0, 2]), torch.tensor([1, 1]), torch.ones(2), torch.ones(2)),
+        pairs,
     )
     expected = {
         "chosen_logratio": [-0.5, 0.1],
@@ -296,6 +309,37 @@ def test_log_ratios_by_hand():
     }
     for name, values in expected.items():
         assert output.metrics[f"dpo/{name}"].tolist() == pytest.approx(values, abs=1e-6)
+
+
+def test_truncation_and_offsets_in_the_step(tmp_path: Path):
+    """60 tokens are too few for some prompts: left out, or cut and counted. Labels of the built-in
+    world have no ratings, so an offset would do nothing."""
+    folder = tmp_path / "run"
+    short = {"max_length": 60, "max_steps": 1}
+    summary = Pipeline(
+        build_config(tree(folder, drops=short, cuts={**short, "truncation": "left"}))
+    ).run()
+    drops, cuts = (summary["steps"][name] for name in ("drops", "cuts"))
+    assert "train/cut_prompts" not in drops["metrics"]
+    lost, kept = drops["rows"]["quarantined"], cuts["rows"]["quarantined"]
+    assert lost > kept
+    assert 0 < cuts["metrics"]["train/cut_prompts"] <= lost - kept
+    with pytest.raises(DataError, match=r"no pair of data\.labels has scores"):
+        run(folder, offset={**short, "max_length": 96, "offset_from_scores": 1.0})
+
+
+def test_the_offset_is_reported():
+    """Gaps 4 and none, alpha 2: offsets 2 log 4 and 0; the margin is still that of the rewards."""
+    first, second, ones = torch.tensor([0, 0]), torch.tensor([1, 1]), torch.ones(2)
+    pairs = PairIndex(first, second, ones, ones, torch.tensor([4.0, 0.0]))
+    sums = torch.tensor([-3.0, -4.0])
+    train = DPOTrain(offset_from_scores=2.0)
+    output = dpo.pair_loss(train, sums, torch.zeros(2), torch.tensor([1, 1]), pairs)
+    assert output.metrics["dpo/offset"].tolist() == pytest.approx([2.7725887, 0.0], abs=1e-6)
+    assert output.metrics["dpo/margin"].tolist() == pytest.approx([0.1, 0.1], abs=1e-6)
+    plain = dpo.pair_loss(DPOTrain(), sums, torch.zeros(2), torch.tensor([1, 1]), pairs)
+    assert "dpo/offset" not in plain.metrics
+    assert plain.loss[1].item() == output.loss[1].item()
 
 
 # --- displacement ---------------------------------------------------------------------------------
@@ -379,6 +423,9 @@ def test_a_step_that_displaces_says_so_once(
 REFUSED = {
     "hinge with a margin": ({"loss": "hinge", "margin": 1.0}, "margin has no effect on hinge"),
     "ipo with a margin": ({"loss": "ipo", "margin": 1.0}, "margin has no effect on ipo"),
+    "hinge with scores": (
+        {"loss": "hinge", "offset_from_scores": 1.0}, "offset_from_scores has no effect on hinge",
+    ),
     "ipo with smoothing": (
         {"loss": "ipo", "label_smoothing": 0.1},
         "label_smoothing has no effect on ipo, only on sigmoid, robust and simpo; remove it.",
@@ -398,7 +445,7 @@ REFUSED = {
     "simpo needs a beta": ({"loss": "simpo"}, "beta must be set with simpo"),
     "so does normalised": ({"length_normalised": True}, "beta must be set with length_normalised"),
     "as every step": ({"num_train_epochs": 2.0}, "num_train_epochs has no effect beside max_steps"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -85,6 +85,29 @@ def test_margin_by_hand():
     assert output.metrics["dpo/margin"].tolist() == [1.5, 1.5]
 
 
+def test_offsets_by_hand():
+    """alpha log gap: gaps 4, 1/4 and 1 with alpha .5 are log 2, -log 2 and 0; no gap is none."""
+    close(dpo_losses.offsets(tensor(4.0, 0.25, 1.0, 0.0), 0.5), math.log(2), -math.log(2), 0.0, 0.0)
+    assert dpo_losses.offsets(tensor(4.0, 1e-30, 0.0), 0.0).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_odpo_by_hand():
+    """h = 1.5, gaps 4 and 1/4, alpha .5: h - Delta = .8068528 and 2.1931472; log(1 + e^-x) of them.
+    Without a known gap, the loss of `sigmoid`."""
+    offset = dpo_losses.offsets(tensor(4.0, 0.25, 0.0), 0.5)
+    output = dpo_losses.sigmoid(tensor(2.0, 2.0, 2.0), tensor(-1.0, -1.0, -1.0), 0.5, margin=offset)
+    close(output.loss, 0.3689811, 0.1057690, 0.2014133)
+
+
+def test_odpos_gradient_is_a_half_at_the_offset():
+    """beta 1, h = Delta = 2 log 3: dl/dh = -sigmoid(0)."""
+    chosen = tensor(2 * math.log(3.0)).requires_grad_()
+    offset = dpo_losses.offsets(tensor(3.0), 2.0)
+    dpo_losses.sigmoid(chosen, tensor(0.0), 1.0, margin=offset).loss.sum().backward()
+    assert chosen.grad is not None
+    close(chosen.grad, -0.5)
+
+
 def test_sigmoid_gradient():
     """dl/d chosen = -beta sigmoid(-h), at h = 0: -beta / 2; the rejected one's is the opposite."""
     chosen, rejected = tensor(-4.0).requires_grad_(), tensor(-4.0).requires_grad_()

@@ -7,6 +7,7 @@ alone, without any mask, from the logits. `pytest -s` prints the largest deviati
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 from align.base import load_base
 from align.config import Base, ConfigError, Lora
 from align.roles import Roles
+from preference_data import attention
+from preference_data.attention import hidden_states
 from preference_data.batches import Group, PackedBatch, pack
 from preference_data.records import Prompt, Response
 from preference_data.rendering import Renderer
@@ -46,6 +49,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {**GROUPED, "sliding_window": None}),
     "mistral, wide window": ("mistral", {**GROUPED, "sliding_window": 64}),
     "gemma": ("gemma", {**GROUPED, "head_dim": 16}),
+    "mistral, narrow window": ("mistral", {**GROUPED, "sliding_window": 8}),
     "gemma3": ("gemma3_text", {**GROUPED, "head_dim": 16, "sliding_window": 64}),
 }
 """Rotary positions with grouped, normed and plain attention; learned positions; windows."""
@@ -274,7 +278,7 @@ def test_either_attention_is_alone(
     batch = pack(groups)
 
     def last_states(batch: PackedBatch) -> Tensor:
-        hidden = model.base_model(**batch.inputs_for(model)).last_hidden_state
+        hidden = hidden_states(model, batch)
         return hidden.flatten(0, 1)[batch.last_at]
 
     with torch.no_grad():
@@ -286,12 +290,148 @@ def test_either_attention_is_alone(
         torch.testing.assert_close(last_states(batch), torch.stack(expected), rtol=0, atol=EXACT)
 
 
+# --- every attention ------------------------------------------------------------------------------
+
+
+def states(model: Any, groups: list[Group]) -> tuple[Tensor, Tensor]:
+    """[N + B, D] states that log-probabilities and scores are read at: packed, and each alone."""
+    batch = pack(groups)
+    flat = hidden_states(model, batch).flatten(0, 1)
+    apart = [
+        model.base_model(torch.tensor([[*group.prompt, *ids]])).last_hidden_state[0]
+        for group in groups
+        for ids in group.completions
+    ]
+    sizes = [len(ids) for group in groups for ids in group.completions]
+    before = [one[-1 - size : -1] for one, size in zip(apart, sizes, strict=True)]
+    last = torch.stack([one[-1] for one in apart])
+    return flat[torch.cat([batch.predict_at, batch.last_at])], torch.cat([*before, last])
+
+
+WINDOWED: dict[str, tuple[str, dict[str, Any]]] = {
+    "every layer": ("mistral", {**GROUPED, "sliding_window": 5}),
+    "some layers": ("gemma3_text", {
+        **GROUPED, "head_dim": 16, "sliding_window": 6, "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_conversations_longer_than_the_window_are_padded(
+    name: str, groups: list[Group], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """In the dense mask a token would see all of its conversation. One warning, however many
+    batches."""
+    kind, settings = WINDOWED[name]
+    model = load(saved(kind, tmp_path, **settings))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    attention._say_once.cache_clear()
+    caplog.clear()
+    for _ in range(2):
+        ours, theirs = states(model, groups)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
+    said = [record.message for record in caplog.records if "window of" in record.message]
+    assert len(said) == 1
+    ours, theirs = states(model, [Group((7, 8), ((9, 10), (11,)))])  # short enough to be packed
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
+
+
+def test_a_padded_batch_has_the_same_gradient(groups: list[Group], tmp_path: Path):
+    """A prompt is read from its first copy alone, for all of its completions."""
+    kind, settings = WINDOWED["every layer"]
+    model = load(saved(kind, tmp_path, **settings))
+    found = []
+    for part in states(model, groups):
+        model.zero_grad()
+        (part * torch.arange(part.numel()).view_as(part).sin()).sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def by_lengths(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
+    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """What flash attention computes of sequences that stand one after another, on a CPU."""
+    assert attention_mask is None
+    if cu_seq_lens_q is None:  # a conversation alone
+        cu_seq_lens_q = torch.tensor([0, query.shape[2]])
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, first:end], key[:, :, first:end], value[:, :, first:end],
+            is_causal=True, scale=scaling,
+        )
+        for first, end in itertools.pairwise(cu_seq_lens_q.tolist())
+    ]  # fmt: skip
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox", "gpt2"])
+def test_conversations_of_any_length_one_after_another_are_alone(
+    family: str, groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    kind, settings = FAMILIES[family]
+    model = load(saved(kind, tmp_path, **settings))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", by_lengths)
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    ours, theirs = states(model, groups)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
+
+
+def test_the_block_mask_is_the_dense_one(groups: list[Group]):
+    """Of several rows and unused ends, token by token."""
+    batch = pack(groups, 90)
+    rows, length = batch.group.shape
+    assert rows > 1
+    mask = attention.block_mask(batch)
+    row, query, key = torch.meshgrid(
+        torch.arange(rows), torch.arange(length), torch.arange(length), indexing="ij"
+    )
+    dense = attention.dense_mask(batch)[:, 0]
+    assert torch.equal(mask.mask_mod(row, torch.tensor(0), query, key), dense)
+    assert tuple(mask.shape) == (rows, 1, length, length)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:flex_attention called without")
+def test_flex_attention_is_alone(
+    groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Forward and as written, on a CPU; its kernels and its backward need a GPU."""
+    from torch.nn.attention.flex_attention import flex_attention
+    from transformers.integrations.flex_attention import WrappedFlexAttention
+
+    monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda _: flex_attention)
+    kind, settings = FAMILIES["qwen3"]
+    model = load(saved(kind, tmp_path, **settings))
+    with torch.no_grad():
+        _, theirs = states(model, groups)
+        model.config._attn_implementation = "flex_attention"
+        batch = pack(groups)
+        flat = hidden_states(model, batch).flatten(0, 1)
+    ours = flat[torch.cat([batch.predict_at, batch.last_at])]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("attention_", ["flex_attention", "flash_attention_2"])
+def test_what_trains_on_a_gpu_only_is_refused_here(attention_: str, tmp_path: Path):
+    kind, settings = FAMILIES["llama"]
+    with pytest.raises(ConfigError, match=f"{attention_}, which trains on a GPU only"):
+        load(saved(kind, tmp_path, **settings), attention_)
+
+
+# --- what a base must be, on ----------------------------------------------------------------------
+
+
 WRONG: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "window": ("mistral", "auto", {**GROUPED, "sliding_window": 63}, "set sliding_window to 64"),
-    "window of some layers": (
-        "gemma3_text", "auto", {**GROUPED, "head_dim": 16, "sliding_window": 8},
-        "attends to a window of 8 tokens",
-    ),
     "window by another name": (
         "gpt_neo", "eager",
         {"hidden_size": 32, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
@@ -326,17 +466,6 @@ def test_a_base_that_would_be_wrong_is_refused(name: str, tmp_path: Path):
     path = saved(kind, tmp_path, **settings)
     with pytest.raises(ConfigError, match=sentence):
         load(path, attention)
-
-
-def test_a_conversation_longer_than_the_window_is_why(renderer: Renderer, groups: list[Group]):
-    """Mistral alone keeps to its window of 8 tokens, packed it does not: far apart where a
-    conversation is longer, the same where it is not."""
-    roles = build("mistral", {**GROUPED, "sliding_window": 8}, renderer, None)
-    apart = (packed(roles, groups, 2000).scores - alone(roles, groups).scores).abs()
-    lengths = [len(group.prompt) + len(ids) for group in groups for ids in group.completions]
-    longer = torch.tensor(lengths) > 8
-    assert apart[longer].max() > 0.05
-    assert apart[~longer].max() <= EXACT
 
 
 # --- where a completion begins --------------------------------------------------------------------

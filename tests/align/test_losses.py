@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from align import losses
+from align.advantages import k3
 
 
 def tensor(*values: float) -> Tensor:
@@ -80,6 +81,50 @@ def test_a_huge_ratio_is_bounded():
     assert float(output.loss) == pytest.approx(485165195.4, rel=1e-5)
 
 
+# --- the KL as a loss -----------------------------------------------------------------------------
+
+
+def test_kl_penalty_by_hand():
+    """pi = 1/2, old = 1/4, ref = 1/8: ratio 2, log-ratio log 4 = 1.3862944; 2 * 1.3862944^2 / 2 =
+    1.9218121. The ratio has no gradient: d / d log pi = 2 * 1.3862944 = 2.7725887."""
+    logprobs = tensor(0.5).log().requires_grad_()
+    output = losses.kl_penalty(logprobs, tensor(0.25).log(), tensor(0.125).log())
+    assert float(output.loss) == pytest.approx(1.9218121, abs=1e-6)
+    [gradient] = torch.autograd.grad(output.loss.sum(), logprobs)
+    assert float(gradient) == pytest.approx(2.7725887, abs=1e-6)
+
+
+def expected_gradient(penalty: Tensor, old: Tensor, logits: Tensor) -> Tensor:
+    """Of the mean of `penalty` [V] over tokens drawn from `old` [V]: every token, enumerated."""
+    return torch.autograd.grad((old.detach() * penalty).sum(), logits, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_kl_penalty_has_the_gradient_of_the_kl(on_policy: bool):
+    """5 tokens, all of them: the mean over the old policy of the penalty's gradient is that of
+    KL(pi || ref) = sum pi (log pi - log ref), to 1e-6. The other estimators' are not: k1's is 0,
+    k3's is that of KL(ref || pi), and without the ratio k2 is right on-policy alone."""
+    generator = torch.Generator().manual_seed(4)
+    logits, other, target = torch.randn(3, 5, generator=generator)
+    logits.requires_grad_()
+    logprobs, reference = logits.log_softmax(-1), target.log_softmax(-1)
+    old = logprobs.detach() if on_policy else other.log_softmax(-1)
+    [exact] = torch.autograd.grad(
+        (logprobs.exp() * (logprobs - reference)).sum(), logits, retain_graph=True
+    )
+    assert exact.abs().max() > 0.1
+    ours = expected_gradient(losses.kl_penalty(logprobs, old, reference).loss, old.exp(), logits)
+    torch.testing.assert_close(ours, exact, rtol=0, atol=1e-6)
+    plain = expected_gradient(0.5 * (logprobs - reference).square(), old.exp(), logits)
+    assert bool(torch.allclose(plain, exact, rtol=0, atol=1e-6)) == on_policy
+    if on_policy:
+        first = expected_gradient(logprobs - reference, old.exp(), logits)
+        torch.testing.assert_close(first, torch.zeros(5), rtol=0, atol=1e-6)
+        third = expected_gradient(k3(logprobs, reference), old.exp(), logits)
+        [reverse] = torch.autograd.grad((reference.exp() * -logprobs).sum(), logits)
+        torch.testing.assert_close(third, reverse, rtol=0, atol=1e-6)
+
+
 # --- PPO: the value -------------------------------------------------------------------------------
 
 
@@ -109,6 +154,7 @@ def test_metrics_carry_no_gradient():
     outputs = (
         losses.ppo_policy(grown, tensor(0.0, 0.0), tensor(1.0, 1.0), 0.2),
         losses.ppo_value(grown, tensor(0.0, 0.0), tensor(1.0, 1.0), 0.2),
+        losses.kl_penalty(grown, tensor(0.0, 0.0), tensor(1.0, 1.0)),
     )
     for output in outputs:
         assert output.loss.shape == (2,)

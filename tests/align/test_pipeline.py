@@ -324,7 +324,9 @@ def test_a_reward_that_is_not_a_number_stops_the_run(
     reward = make_reward("[float('nan')] * len(prompts)")
     with pytest.raises(StepError) as error:
         Pipeline(config(copied, steps__ppo__reward={"function": reward})).run(only="ppo")
-    assert str(error.value) == ("step ppo failed: a score of the first rollout is not a number")
+    assert str(error.value).startswith(
+        "step ppo failed: the reward function score gave nan in row 0 (prompt "
+    )
 
 
 def test_rows_that_are_all_too_long_are_named(copied: Path):

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from scipy.stats import chi2
 from torch import Tensor
 
+from align.adapters import merged
 from align.policy import Response, load_for_chat, respond, uniforms
 from align.roles import Roles
 from align.tensors import sample_inverse_cdf
@@ -215,3 +217,64 @@ def test_chat_samples_from_the_saved_policy(
 def test_a_folder_without_a_policy_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="holds neither an adapter nor a model"):
         load_for_chat(tmp_path)
+
+
+# --- samples that share a prompt, adapters that are folded in -------------------------------------
+
+
+def test_samples_of_a_prompt_share_its_forward(roles: Roles, monkeypatch: pytest.MonkeyPatch):
+    """Three samples of each of two prompts, given in any order: the first forward has two rows, and
+    every response is the one that its prompt and draws give alone."""
+    first, second = PROMPTS[0], PROMPTS[2]
+    prompts = [first, second, first, first, second, second]
+    draws = uniforms(3, len(prompts), LONGEST)
+    rows: list[int] = []
+    model = roles.model.get_base_model()
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    together = sampled(roles, prompts, draws)
+    hook.remove()
+    assert rows[0] == 2
+    assert rows[1] > 2  # less those that end at once
+    for prompt, draw, response in zip(prompts, draws, together, strict=True):
+        [alone] = sampled(roles, [prompt], draw[None])
+        assert response.ids == alone.ids
+        assert response.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def test_a_merged_adapter_samples_the_same_and_leaves_no_trace(roles: Roles):
+    """Same draws, same responses; the base and the switch of adapters are as before to the bit."""
+    draws = uniforms(5, len(PROMPTS), LONGEST)
+    weights = {name: part.clone() for name, part in roles.model.named_parameters()}
+    plain = sampled(roles, PROMPTS, draws)
+    with roles.active("policy") as model:
+        names = [layer._active_adapter for layer in tuners(model)]
+        with merged(model):
+            assert not any(layer.active_adapters for layer in tuners(model))
+            folded = respond(model, PROMPTS, draws, roles.renderer, 1.0)
+        assert [layer._active_adapter for layer in tuners(model)] == names
+    assert [one.ids for one in folded] == [one.ids for one in plain]
+    for one, other in zip(folded, plain, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    for name, part in roles.model.named_parameters():
+        assert torch.equal(part, weights[name]), name
+
+
+def test_an_adapter_is_put_back_after_an_error(roles: Roles):
+    before = [part.clone() for part in roles.model.parameters()]
+    with pytest.raises(InterruptedError), roles.active("policy") as model, merged(model):
+        raise InterruptedError
+    assert all(torch.equal(a, b) for a, b in zip(roles.model.parameters(), before, strict=True))
+
+
+def test_a_base_in_half_precision_keeps_its_adapter_beside_it(roles: Roles):
+    """Of 8 bits of a weight near 1, an adapter's 0.001 would leave nothing."""
+    for layer in tuners(roles.model):
+        layer.get_base_layer().to(torch.bfloat16)
+    with roles.active("policy") as model, merged(model):
+        assert all(layer.active_adapters == ["policy"] for layer in tuners(model))
+
+
+def tuners(model: Any) -> list[Any]:
+    return [part for part in model.modules() if isinstance(part, BaseTunerLayer)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -13,26 +14,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.config import Lora, RankingTrain
-from align.engine import Engine
+from align.config import DPOTrain, Lora, RankingTrain, build_config
+from align.config_train import RewardTrain
+from align.engine import Engine, Training
 from align.losses import LossOutput
+from align.pipeline import Pipeline
 from align.rankings import (
     PairIndex,
     Ranked,
     by_group,
+    check_gaps,
     fit_rankings,
     load_rankings,
     pair_index,
     steps_of_rows,
 )
 from align.roles import Roles
+from align.stages import dpo, evaluate, reward
 from preference_data.batches import Group, PackedBatch, pack
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response
 from preference_data.rendering import Renderer
 from preference_data.splits import split
+from reward_models import RewardModel
 from reward_models.losses import bradley_terry
-from reward_models.scalar_head import ScalarHead
+from reward_models.scalar_head import ScalarHead, Scoring, Truncation
 
 
 def judged(*ranks: int | None, prompt: str = "Why?", weight: float = 1.0) -> Judgement:
@@ -75,6 +81,22 @@ def test_a_soft_label_follows_the_better_answer():
     second = replace(judged(2, 1), probability=0.2)
     row = Ranked(second, Group((1,), ((2,), (3,))), ((1, 0),))
     assert pair_index([row, ranked((0, 1), k=2)]).label.tolist() == pytest.approx([0.8, 1.0])
+
+
+def rated(*scores: float | None, ranks: tuple[int | None, ...], prompt: str = "Why?") -> Judgement:
+    return replace(judged(*ranks, prompt=prompt), scores=scores)
+
+
+def test_gaps_by_hand():
+    """Ratings 4, 1.5, none and 3 of answers ranked 1, 2, 3 and 1: 4 over 1.5 is 2.5, over none is
+    unknown; 3 over 1.5 is 1.5. Where the worse one is rated higher, and without ratings: 0."""
+    judgement = rated(4.0, 1.5, None, 3.0, ranks=(1, 2, 3, 1))
+    group = Group((1,), ((2,), (3,), (4,), (5,)))
+    four = Ranked(judgement, group, judgement.ordered_pairs())
+    assert four.pairs == ((0, 1), (0, 2), (1, 2), (3, 1), (3, 2))
+    wrong = Ranked(rated(1.0, 2.0, ranks=(1, 2)), Group((1,), ((2,), (3,))), ((0, 1),))
+    index = pair_index([four, wrong, ranked((0, 1), k=2)])
+    assert index.gap.tolist() == [2.5, 0.0, 0.0, 1.5, 0.0, 0.0, 0.0]
 
 
 def test_k_wise_loss_is_the_mean_over_explicit_pairs():
@@ -192,6 +214,136 @@ def test_micro_batches_change_nothing(make_roles: Callable[..., Roles]):
                 assert mine[name] == pytest.approx(other[name], abs=1e-5), name
 
 
+# A step's gradient, however its rows are ordered, cut into forward passes and shared by ranks.
+
+SCORED = [
+    replace(row, judgement=replace(row.judgement, scores=scores, probability=probability))
+    for row, scores, probability in zip(
+        ROWS,
+        [(3.0, 1.0), (5.0, 4.5, 1.0), (None, 2.0), (1.0, 2.0, None, 4.0), None],
+        [None, None, 0.3, None, 0.9],
+        strict=True,
+    )
+]
+REFERENCE = [torch.arange(k) * -2.0 - 9 for k in (2, 3, 2, 4, 2)]
+"""Of each row's completions, summed nats."""
+SETTINGS: dict[str, DPOTrain | RewardTrain] = {
+    "reward": RewardTrain(),
+    "reward with all": RewardTrain(
+        center_coefficient=0.3, label_smoothing=0.1, margin_from_scores=0.4
+    ),
+    "sigmoid": DPOTrain(),
+    "sigmoid with all": DPOTrain(label_smoothing=0.1, margin=0.2, offset_from_scores=0.7),
+    "normalised": DPOTrain(length_normalised=True, beta=2.0),
+    "robust": DPOTrain(loss="robust", label_smoothing=0.1, offset_from_scores=0.7),
+    "hinge": DPOTrain(loss="hinge"),
+    "ipo": DPOTrain(loss="ipo"),
+    "simpo": DPOTrain(loss="simpo", beta=2.0, margin=0.5, offset_from_scores=0.7),
+    "orpo": DPOTrain(loss="orpo"),
+}
+
+
+class Summed(Training):
+    """Leaves the gradients where they add up, over parts as over ranks."""
+
+    def step(self) -> float:
+        self.steps_done += 1
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+
+def engine_of(rank: int, ranks: int) -> Engine:
+    """A rank that talks to no other: its gradients are added to the others' in place."""
+    engine: Any = Engine()
+    engine.rank, engine.world_size = rank, ranks
+    engine.gather = list
+
+    def training(module: Any, groups: Any, *, total_steps: int, schedule: Any, **_: Any) -> Any:
+        optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups])
+        return Summed(engine, module, optimizer, [0.0], total_steps, schedule, 1.0)
+
+    engine.training = training
+    return engine
+
+
+def shaken(make_roles: Callable[..., Roles], shake: Callable[..., None]) -> Roles:
+    """A reward role and a policy that tell tokens apart."""
+    roles = make_roles(Lora(r=4, alpha=8))
+    torch.manual_seed(0)
+    roles.add("reward", fresh=True, trainable=True, head=ScalarHead(32))
+    roles.add("policy", fresh=True, trainable=True)
+    for role in ("reward", "policy"):
+        shake(roles.parameters_of(role), 0, 0.05)
+    return roles
+
+
+def step_gradient(
+    roles: Roles, train: DPOTrain | RewardTrain, order: Sequence[int], tokens: int, ranks: int
+) -> list[Tensor]:
+    """Of one step on the rows in this order."""
+    updates: dict[str, Any] = {
+        "max_steps": 1, "train_batch_size": len(order), "tokens_per_forward": tokens,
+    }  # fmt: skip
+    train = train.model_copy(update=updates)
+    rows, reference = [SCORED[i] for i in order], [REFERENCE[i] for i in order]
+    step = SimpleNamespace(train=train)
+
+    def loss(module: Any, batch: PackedBatch, pairs: PairIndex, mine: list[int]) -> LossOutput:
+        if isinstance(train, RewardTrain):
+            stage: Any = SimpleNamespace(step=step)
+            return reward._loss(stage, module, batch, pairs)
+        of_rows = torch.cat([reference[i] for i in mine]) if train.needs_reference else None
+        return dpo._loss(train, module, batch, pairs, of_rows)
+
+    role = "reward" if isinstance(train, RewardTrain) else "policy"
+    parameters = roles.parameters_of(role)
+    for parameter in parameters:
+        parameter.grad = None
+    for rank in range(ranks):
+        context: Any = SimpleNamespace(
+            step=step, engine=engine_of(rank, ranks), seed=3,
+            tracker=SimpleNamespace(log=lambda number, metrics: None),
+        )  # fmt: skip
+        fit_rankings(context, roles, role, rows, loss)
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_order_and_no_split_changes_a_steps_gradient(
+    make_roles: Callable[..., Roles], shake: Callable[..., None], name: str
+):
+    """In one pass; row by row; in another order in parts of 30 tokens for 2 ranks and of 100 for 3;
+    and for 7 ranks, of which two have no row."""
+    roles = shaken(make_roles, shake)
+    at_once = step_gradient(roles, SETTINGS[name], range(5), 8192, 1)
+    scale = max(1.0, *(float(one.abs().max()) for one in at_once))
+    assert max(float(one.abs().max()) for one in at_once) > 1e-2
+    for order, tokens, ranks in (
+        ((0, 1, 2, 3, 4), 1, 1), ((4, 2, 0, 3, 1), 30, 2), ((1, 0, 4, 2, 3), 100, 3),
+        ((3, 4, 1, 0, 2), 30, 7),
+    ):  # fmt: skip
+        split = step_gradient(roles, SETTINGS[name], order, tokens, ranks)
+        for one, other in zip(split, at_once, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * scale)
+
+
+def test_a_step_divided_by_its_parts_would_differ(
+    make_roles: Callable[..., Roles], shake: Callable[..., None]
+):
+    """The mean of each part's mean is not the step's: what the test before would find."""
+    roles = shaken(make_roles, shake)
+    whole = step_gradient(roles, RewardTrain(), range(5), 8192, 1)
+    first = step_gradient(roles, RewardTrain(), (0, 1), 8192, 1)
+    second = step_gradient(roles, RewardTrain(), (2, 3, 4), 8192, 1)
+    apart = [
+        float((one - (a + b) / 2).abs().max())
+        for one, a, b in zip(whole, first, second, strict=True)
+    ]
+    assert max(apart) > 1e-3
+
+
 def test_first_metrics_are_weighted_means_over_the_rows(make_roles: Callable[..., Roles]):
     """The first step's rows, scored by the untrained role, one conversation at a time."""
     torch.manual_seed(0)
@@ -224,11 +376,20 @@ def test_training_fits_the_pairs(make_roles: Callable[..., Roles]):
 # --- loading --------------------------------------------------------------------------------------
 
 
+ARCHITECTURE = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 400,
+}  # fmt: skip
+
+
 def context_of(folder: Path, test_fraction: float = 0.0) -> Any:
     return SimpleNamespace(
         data={"labels": folder},
         split=lambda source, rows: split(rows, test_fraction, "17"),
         clusters=None,
+        engine=SimpleNamespace(is_main=True),
+        name="reward",
+        step=SimpleNamespace(data="labels"),
     )
 
 
@@ -269,12 +430,163 @@ def test_what_is_left_out_is_counted(tmp_path: Path, renderer: Renderer):
     assert (rows.rows_in, rows.rows_out, rows.quarantined) == (4, 2, 2)
 
 
+def test_a_long_prompt_is_cut_and_counted(
+    tmp_path: Path, renderer: Renderer, caplog: pytest.LogCaptureFixture
+):
+    """Into 64 tokens: what fits stays as it is, a long prompt loses its beginning, one cut for all
+    answers; an answer that fills all of max_length is no reason to cut it."""
+    long = judged(1, 2, 3, prompt="What " * 80)
+    answer = replace(judged(1, 2), responses=(Response.from_text("a " * 80), long.responses[0]))
+    folder = folder_of(tmp_path, [judged(1, 2), long, answer, judged(1, 1, prompt="Tied " * 80)])
+    rankings = load_rankings(context_of(folder), "labels", renderer, 64, "left")
+    rows = rankings.rows
+    assert (rows.rows_in, rows.rows_out, rows.quarantined, rankings.cut) == (4, 3, 1, 1)
+    assert "data.labels: 1 of 4 judgements lost the beginning of their prompt" in caplog.text
+    [short] = [row for row in rankings.train if len(row.judgement.responses) == 2]
+    [cut] = [row for row in rankings.train if len(row.judgement.responses) == 3]
+    rendered = [renderer.render(long.prompt, response) for response in long.responses]
+    assert short.group.prompt == renderer.prompt(short.judgement.prompt)
+    assert cut.group.completions == tuple(row.completion for row in rendered)
+    kept = 64 - max(map(len, cut.group.completions))
+    assert cut.group.prompt == rendered[0].prompt[-kept:]
+    assert max(len(ids) for ids in cut.group.completions) + len(cut.group.prompt) == 64
+    caplog.clear()
+    assert load_rankings(context_of(folder), "labels", renderer, 640, "left").cut == 0
+    assert not caplog.records
+
+
+def test_the_first_token_stays_where_it_begins_every_prompt(tmp_path: Path, renderer: Renderer):
+    """A tokenizer whose begin-of-sequence token the template writes in front."""
+    tokenizer = renderer.tokenizer
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    folder = folder_of(tmp_path, [judged(1, 2, prompt="What " * 80)])
+    [row] = load_rankings(context_of(folder), "labels", renderer, 64, "left").train
+    whole = renderer.prompt(row.judgement.prompt)
+    assert whole[0] == tokenizer.bos_token_id
+    kept = 64 - max(map(len, row.group.completions)) - 1
+    assert row.group.prompt == (whole[0], *whole[-kept:])
+
+
+def test_a_reward_model_scores_the_ids_it_was_trained_on(tmp_path: Path, renderer: Renderer):
+    """As a policy's reward, of the prompt and the longest answer; and of all answers as a group."""
+    folder = folder_of(tmp_path, [judged(1, 2, 3, prompt="What " * 80)])
+    [row] = load_rankings(context_of(folder), "labels", renderer, 64, "left").train
+    scoring = Scoring(renderer.fingerprint(), 64, truncation="left")
+    whole = renderer.prompt(row.judgement.prompt)
+    bos = renderer.tokenizer.bos_token_id
+    assert scoring.cut(Group(whole, row.group.completions), bos) == row.group
+    longest = max(row.group.completions, key=len)
+    assert scoring.cut(Group(whole, (longest,)), bos) == Group(row.group.prompt, (longest,))
+
+
+def test_a_prompt_that_ends_within_a_word_is_the_same_for_all_answers(
+    tmp_path: Path, renderer: Renderer
+):
+    """` France` is one token, but the prompt ends in ` Fra`: with the answers `nce` and `me` its
+    ids are those of inference, and each answer's decode to the answer."""
+    renderer.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }} Fra{% else %}"
+        "{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    ids: Callable[[str], list[int]] = lambda text: renderer.tokenizer(text)["input_ids"]  # noqa: E731
+    answers = (Response.from_text("nce"), Response.from_text("me"))
+    judgement = replace(judged(1, 2, prompt="Capital of"), responses=answers)
+    folder = folder_of(tmp_path, [judgement])
+    limits: tuple[tuple[Truncation, int], ...] = (("none", 64), ("left", 6))
+    for truncation, length in limits:
+        context = context_of(folder)
+        [row] = load_rankings(context, "labels", renderer, length, truncation).train
+        longest = max(map(len, row.group.completions))
+        assert list(row.group.prompt) == ids("Capital of Fra")[-(length - longest) :]
+        decoded = [renderer.tokenizer.decode(part) for part in row.group.completions]
+        assert decoded == ["nce<|end|>", "me<|end|>"]
+    assert len(ids(" France")) == 1
+    assert len(row.group.prompt) < len(ids("Capital of Fra"))  # the second time it was cut
+
+
+def test_gaps_that_nothing_knows_are_an_error(
+    tmp_path: Path, renderer: Renderer, caplog: pytest.LogCaptureFixture
+):
+    """Without any rating an offset would do nothing; with some, the others are counted."""
+    plain = judged(1, 2)
+    context = context_of(folder_of(tmp_path, [plain, rated(1.0, 2.0, ranks=(1, 2), prompt="How?")]))
+    rankings = load_rankings(context, "labels", renderer, 64)
+    with pytest.raises(DataError) as error:
+        check_gaps(context, rankings, "margin_from_scores")
+    assert str(error.value) == (
+        "steps.reward.train.margin_from_scores: no pair of data.labels has scores that say by how "
+        "much it was won; bring ratings, or remove the option."
+    )
+    folder_of(tmp_path, [plain, rated(3.0, 2.0, ranks=(1, 2), prompt="How?")])
+    check_gaps(context, load_rankings(context, "labels", renderer, 64), "margin_from_scores")
+    assert "reward: 1 of 2 pairs of data.labels have no scores" in caplog.text
+    caplog.clear()
+    folder_of(tmp_path, [rated(3.0, 2.0, ranks=(1, 2))])
+    check_gaps(context, load_rankings(context, "labels", renderer, 64), "margin_from_scores")
+    assert not caplog.records
+
+
 def test_nothing_to_train_on_is_an_error(tmp_path: Path, renderer: Renderer):
     folder = folder_of(tmp_path, [judged(1, 1)])
     with pytest.raises(
         DataError, match=r"none of the 1 judgements can be trained on; 0 are longer"
     ):
         load_rankings(context_of(folder), "labels", renderer, 64)
+
+
+def test_every_judge_of_a_model_that_cuts_reads_as_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A reward model of 40 tokens: stored with its truncation, it ranks the held-out side in the
+    evaluation as the ids of its own step; PPO's responses and the evaluation's replies are scored
+    as they are cut."""
+    held_out: dict[str, list[Group]] = {}
+    for stage in (reward, evaluate):
+
+        def spied(*arguments: Any, name: str = stage.__name__) -> Any:
+            rankings = load_rankings(*arguments)
+            held_out[name] = [row.group for row in rankings.test]
+            return rankings
+
+        monkeypatch.setattr(stage, "load_rankings", spied)
+    steps = {
+        "reward": {
+            "kind": "reward", "data": "labels",
+            "train": {"max_steps": 2, "max_length": 40, "truncation": "left"},
+        },
+        "ppo": {
+            "kind": "ppo", "data": "prompts", "reward": "reward",
+            "train": {"iterations": 1, "prompts_per_iteration": 4, "minibatches": 1,
+                      "max_new_tokens": 24},
+        },
+        "evaluate": {
+            "kind": "evaluate", "data": "prompts", "policies": ["ppo"], "baseline": "base",
+            "judges": ["reward"], "preferences": "labels", "prompts": 4, "bootstrap": 10,
+            "max_new_tokens": 24,
+        },
+    }  # fmt: skip
+    tree = {
+        "name": "cut", "output_dir": str(tmp_path / "run"), "near_duplicates": None,
+        "base": {"architecture": ARCHITECTURE},
+        "world": {"documents": 30, "demonstrations": 30, "items": 60, "prompts": 30},
+        "data": {
+            "labels": {"path": "builtin:labels", "test_fraction": 0.3},
+            "prompts": {"path": "builtin:prompts", "test_fraction": 0.3},
+        },
+        "steps": steps,
+    }  # fmt: skip
+    found = {
+        name: step["metrics"] for name, step in Pipeline(build_config(tree)).run()["steps"].items()
+    }
+    assert found["reward"]["train/cut_prompts"] > 0
+    model = RewardModel.load(tmp_path / "run" / "reward")
+    assert (model.scoring.max_length, model.scoring.truncation) == (40, "left")
+    assert math.isfinite(model.score(["What is it? " * 40], ["Nothing."])[0])
+    there, here = held_out["align.stages.reward"], held_out["align.stages.evaluate"]
+    assert there == here
+    assert any(len(group.prompt) + max(map(len, group.completions)) == 40 for group in here)
+    assert 0 <= found["evaluate"]["evaluate/reward/accuracy"] <= 1
 
 
 def test_no_prompt_is_on_both_sides(tmp_path: Path, renderer: Renderer):

@@ -21,6 +21,7 @@ from align.rollout import (
 )
 from preference_data.batches import Group, pack
 from reward_models.scalar_head import ScalarHead
+from reward_models.scoring import Scores
 
 PROMPTS = [(260, 7, 30), (5,), (9, 8, 7, 6, 5, 4, 3, 2), (40, 41, 42, 43)]
 
@@ -39,9 +40,9 @@ def roles(make_roles: Callable[..., Roles], shake: Callable[..., None]) -> Roles
     return roles
 
 
-def lengths(groups: Sequence[Group]) -> list[float]:
+def lengths(groups: Sequence[Group]) -> Scores:
     """A scorer that is easy to check: the number of tokens of the response."""
-    return [float(len(group.completions[0])) for group in groups]
+    return Scores([float(len(group.completions[0])) for group in groups])
 
 
 def roller(roles: Roles, tokens: int = 4096, temperature: float = 0.8) -> Roller:

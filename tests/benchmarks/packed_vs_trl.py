@@ -1,308 +1,182 @@
-"""Training steps on HH pairs: packed batches against TRL's own trainers, in turns.
+"""Training on HH pairs and rankings: packed batches against TRL's own trainers, in turns.
 
     ALIGN_TEST_DATA=FOLDER python tests/benchmarks/packed_vs_trl.py --kind reward --model 14m --lora
+    ALIGN_TEST_DATA=FOLDER python tests/benchmarks/packed_vs_trl.py --table --results rows.jsonl
 
-Both train the same Llama-shaped model with random weights on the same rows in the same order, each
-in a process of its own, one after the other, `--repeats` times. Printed are the medians of a step's
-seconds and of the whole run's (both see the same rows in all, not in the same steps), their ratios,
-the tokens that each computes, and the peak of memory above what the process held before its first
-step. TRL runs in float32 without gradient checkpointing, with its own padding
-and, with `--grouped`, with rows of similar length together. `--kind ranking` gives TRL all six
-pairs of rankings of four (Fine-grained RLHF) where ours takes the rankings.
+Both train the same Llama-shaped model with random weights in float32 on the same rows, each in a
+process of its own, one after the other. TRL runs without gradient checkpointing, in every honest
+way: with its own padding, with rows of one length together, and in DPO with the reference
+computed before the training or along with it. All ways run once; the best one runs as often as ours
+(`--repeats`), and its median is the one that ours is compared with. `--kind ranking` gives TRL all
+six pairs of rankings of four (Fine-grained RLHF) where ours takes the rankings.
+
+A row of the table has the medians of the whole run's seconds and their spread, the ratio, the
+tokens (`pairs'` are those of all conversations and equal on both sides; `computed` hold the padding
+and leave out what is shared), and the peak of memory above what the process held with the model in
+it. `--malloc` gives both sides an allocator that keeps what it frees, instead of a page fault for
+every large tensor. `--profile` says where the time of ours goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-MODELS = {
-    "14m": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 9},
-    "60m": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12},
+from packed_work import LLAMAS, Work, build
+
+MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
 }
-HEADS = {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 8192}
-MAX_LENGTH = 1024
-WARM_UP = 1
-"""Steps that are not counted."""
+"""glibc's: large blocks come from the heap, which is grown by 64 MB at a time and never shrinks."""
+
+SHORT = {8: 8, 16: 6}
+"""Batches of rows in a table's configuration, by their size."""
+
+Result = dict[str, Any]
 
 
-def judgements(kind: str) -> list[Any]:
-    from preference_data import read_preferences
-
-    data = Path(os.environ["ALIGN_TEST_DATA"])
-    if kind == "ranking":
-        from dataclasses import replace
-
-        pairs = read_preferences(data / "fine-grained-rlhf" / "dev_feedback.json.gz")
-        return [replace(row, ranks=row.ranks) for row in _rankings(pairs)]
-    return read_preferences(data / "hh-rlhf" / "helpful-base" / "test.jsonl.gz")
-
-
-def _rankings(pairs: list[Any]) -> list[Any]:
-    """One judgement of four answers for each prompt, ranked by the pairs each answer won."""
-    from preference_data.records import Judgement
-
-    groups: dict[str, list[Any]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.group or pair.prompt.id, []).append(pair)
-    found = []
-    for rows in groups.values():
-        wins: dict[Any, int] = {}
-        for row in rows:
-            for response, rank in zip(row.responses, row.ranks, strict=True):
-                wins[response] = wins.get(response, 0) + (rank == 1)
-        order = sorted(set(wins.values()), reverse=True)
-        ranks = tuple(order.index(count) + 1 for count in wins.values())
-        if len(set(ranks)) > 1:
-            found.append(Judgement(rows[0].prompt, tuple(wins), ranks))
-    return found
-
-
-def build(folder: Path, model: str, kind: str) -> None:
-    from align.base import build_tiny
-    from align.config import Base
-
-    texts = [m.content for row in judgements(kind)[:600] for m in row.prompt.messages]
-    build_tiny(folder, Base(architecture={**MODELS[model], **HEADS}), texts, seed=0)
-
-
-# --- ours ----------------------------------------------------------------------------------------
-
-
-def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    import torch
-
-    from align.base import load_base, load_renderer
-    from align.config import Base, DPOTrain, Lora, RewardTrain
-    from align.engine import Engine
-    from align.rankings import Ranked, fit_rankings
-    from align.roles import Roles
-    from align.stages import dpo, reward
-    from preference_data.batches import Group
-    from reward_models.scalar_head import ScalarHead
-
-    torch.manual_seed(0)
-    engine, renderer = Engine(), load_renderer(str(folder))
-    base = load_base(str(folder), Base(), engine.device)
-    roles = Roles(base, renderer, Lora(r=16, alpha=32) if arguments.lora else None, str(folder))
-    rows = []
-    for judgement in _rows(arguments):
-        rendered = [renderer.render(judgement.prompt, r) for r in judgement.responses]
-        group = Group(rendered[0].prompt, tuple(row.completion for row in rendered))
-        places = combinations(sorted(range(len(rendered)), key=lambda i: judgement.ranks[i]), 2)
-        pairs = tuple((a, b) for a, b in places if judgement.ranks[a] < judgement.ranks[b])
-        rows.append(Ranked(judgement, group, pairs))
-    clock = Clock()
-    settings = {
-        "train_batch_size": arguments.pairs, "max_steps": arguments.steps + WARM_UP,
-        "logging_steps": 1, "max_length": MAX_LENGTH,
-    }  # fmt: skip
-    is_dpo = arguments.kind == "dpo"
-    train: Any = (DPOTrain if is_dpo else RewardTrain)(**settings)
-    context: Any = SimpleNamespace(
-        step=SimpleNamespace(train=train), engine=engine, seed=0, tracker=clock
-    )
-    if is_dpo:
-        roles.add("policy", fresh=True, trainable=True)
-        clock.start()  # the reference pass counts
-        roles.eval()
-        reference = dpo._sums(context, roles, rows)
-        fit_rankings(
-            context, roles, "policy", rows,
-            lambda module, batch, pairs, found: dpo._loss(
-                train, module, batch, pairs, torch.cat([reference[i] for i in found])
-            ),
-        )  # fmt: skip
-    else:
-        roles.add("reward", fresh=True, trainable=True, head=ScalarHead(base.config.hidden_size))
-        clock.start()
-        fit_rankings(
-            context, roles, "reward", rows,
-            lambda module, batch, pairs, found: reward._loss(context, module, batch, pairs),
-        )  # fmt: skip
-    return clock.result(sum(len(row.group) for row in rows[: arguments.pairs]))
-
-
-# --- TRL -----------------------------------------------------------------------------------------
-
-
-def trl(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    import torch
-    import transformers
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
-
-    clock = Clock()
-
-    class Times(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock.start()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.log(0, {})
-
-    torch.manual_seed(0)
-    is_dpo = arguments.kind == "dpo"
-    rows = []
-    for judgement in _rows(arguments):
-        prompt = [message.to_json() for message in judgement.prompt.messages]
-        for first, second in combinations(range(len(judgement.responses)), 2):
-            a, b = judgement.ranks[first], judgement.ranks[second]
-            if a == b:
-                continue
-            best, worst = (first, second) if a < b else (second, first)
-            chosen, rejected = (
-                [message.to_json() for message in judgement.responses[i].messages]
-                for i in (best, worst)
-            )
-            rows.append(
-                {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-                if is_dpo
-                else {"chosen": prompt + chosen, "rejected": prompt + rejected}
-            )
-    batch = arguments.pairs * (6 if arguments.kind == "ranking" else 1)
-    config: Any = (DPOConfig if is_dpo else RewardConfig)(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch,
-        max_steps=arguments.steps + WARM_UP, max_length=MAX_LENGTH, bf16=False,
-        gradient_checkpointing=False, report_to="none", save_strategy="no", use_cpu=True,
-        disable_tqdm=True, logging_strategy="no", seed=0,
-        train_sampling_strategy="group_by_length" if arguments.grouped else "random",
-    )  # fmt: skip
-    kind = "CAUSAL_LM" if is_dpo else "SEQ_CLS"
-    loader = (
-        transformers.AutoModelForCausalLM
-        if is_dpo
-        else (transformers.AutoModelForSequenceClassification)
-    )
-    model = loader.from_pretrained(
-        folder, dtype=torch.float32, **({} if is_dpo else {"num_labels": 1})
-    )
-    adapter = LoraConfig(
-        r=16, lora_alpha=32, target_modules="all-linear", task_type=kind,
-        modules_to_save=None if is_dpo else ["score"],
-    ) if arguments.lora else None  # fmt: skip
-    trainer: Any = (DPOTrainer if is_dpo else RewardTrainer)(
-        model=model, args=config, train_dataset=Dataset.from_list(rows), peft_config=adapter,
-        processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[Times()],
-    )  # fmt: skip
-    lengths = [tuple(map(len, _id_lists(row))) for row in trainer.train_dataset]
-    trainer.train()
-    first = lengths[:batch]
-    return clock.result(len(first) * 2 * max(max(pair) for pair in first))
-
-
-def _id_lists(row: dict[str, Any]) -> list[list[int]]:
-    if "prompt_ids" in row:
-        return [row["prompt_ids"] + row["chosen_ids"], row["prompt_ids"] + row["rejected_ids"]]
-    return [row[name] for name in row if name.endswith("ids")][:2]
-
-
-# --- measuring -----------------------------------------------------------------------------------
-
-
-class Clock:
-    """Times of the steps' ends; a tracker to our loop, a callback's helper to TRL's."""
-
-    def __init__(self) -> None:
-        self._ends: list[float] = []
-        self._memory = 0.0
-
-    def start(self) -> None:
-        self._memory = _peak()
-        self._ends = [time.monotonic()]
-
-    def log(self, number: int, metrics: dict[str, float]) -> None:
-        self._ends.append(time.monotonic())
-
-    def result(self, tokens: int) -> dict[str, Any]:
-        seconds = [end - begin for begin, end in zip(self._ends, self._ends[1:], strict=False)]
-        return {
-            "seconds": seconds[WARM_UP:], "first": seconds[0], "tokens": tokens,
-            "megabytes": _peak() - self._memory,
-        }  # fmt: skip
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _rows(arguments: argparse.Namespace) -> list[Any]:
-    """Short enough for both, and as many as the steps need."""
-    found = [
-        row
-        for row in judgements(arguments.kind)
-        if sum(len(m.content) for m in row.prompt.messages) < 2500
-        and max(len(r.text) for r in row.responses) < 1500
+def configurations() -> list[Work]:
+    """What `--table` runs."""
+    works = [
+        Work(kind, "14m", lora, batch, steps)
+        for kind in ("reward", "dpo")
+        for lora in (True, False)
+        for batch, steps in SHORT.items()
     ]
-    return found[: arguments.pairs * (arguments.steps + WARM_UP)]
+    works += [Work("dpo", "14m", lora, 8, 4, epochs=2) for lora in (True, False)]
+    works.append(Work("ranking", "14m", True, 4, 3))
+    works += [Work(kind, "60m", True, 8, 2) for kind in ("reward", "dpo")]
+    return works
+
+
+def variants(work: Work) -> list[str]:
+    """The ways in which TRL can be run."""
+    ways = ["padded", "grouped"]
+    # Within one epoch a reference computed before costs what it costs along with the training.
+    if work.kind == "dpo" and work.epochs > 1:
+        ways += [f"{way}+cached" for way in ways]
+    return ways
+
+
+def compare(work: Work, repeats: int, malloc: bool) -> Result:
+    """Ours and TRL in turns: TRL's ways once each, then the best of them again."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(work, Path(folder))
+        found: dict[str, list[Result]] = {"ours": [child("ours", work, folder, malloc)]}
+        for way in variants(work):
+            found[way] = [child(way, work, folder, malloc)]
+        best = min(variants(work), key=lambda way: found[way][0]["seconds"])
+        for _ in range(repeats - 1):
+            for side in ("ours", best):
+                found[side].append(child(side, work, folder, malloc))
+    rest = {way: found[way][0] for way in variants(work) if way != best}
+    return {
+        "work": dataclasses.asdict(work), "malloc": malloc, "best": best, "rest": rest,
+        "ours": found["ours"], "trl": found[best],
+    }  # fmt: skip
+
+
+def child(side: str, work: Work, folder: str, malloc: bool) -> Result:
+    """One run of one side in a fresh process."""
+    command = [sys.executable, str(Path(__file__).with_name("packed_sides.py")), side]
+    done = subprocess.run(
+        [*command, work.to_json(), folder], capture_output=True, text=True, check=False,
+        env={**os.environ, **(MALLOC if malloc else {})},
+    )  # fmt: skip
+    line = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
+    if not line:
+        sys.exit(f"{side} failed on {work.name}: {done.stderr[-2000:]}")
+    return json.loads(line[0].removeprefix("RESULT "))
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+HEADER = (
+    "| work | ours s (spread) | TRL s (spread) | TRL's best way; others s (speed) | speed "
+    "| pairs' tokens ours / TRL | computed ours / TRL | MB ours / TRL | memory |\n|" + "---|" * 9
+)
+
+
+def table_row(result: Result) -> str:
+    """A configuration as a row of markdown."""
+    ours, trl = result["ours"], result["trl"]
+    work = Work(**result["work"])
+    seconds = _median(ours, "seconds")
+    speed = _median(trl, "seconds") / seconds
+    rest = ", ".join(
+        f"{way} {one['seconds']:.2f} ({one['seconds'] / seconds:.1f})"
+        for way, one in result["rest"].items()
+    )
+    memory = _median(ours, "megabytes") / _median(trl, "megabytes")
+    return (
+        f"| {work.name}{', malloc' if result['malloc'] else ''} | {_spread(ours)} | {_spread(trl)} "
+        f"| {result['best']}; {rest} | **{speed:.1f}** "
+        f"| {ours[0]['real']:,} / {trl[0]['real']:,} "
+        f"| {ours[0]['computed']:,} / {trl[0]['computed']:,} "
+        f"| {_median(ours, 'megabytes'):,.0f} / {_median(trl, 'megabytes'):,.0f} "
+        f"| **{memory:.2f}** |"
+    )
+
+
+def _median(runs: list[Result], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
+
+
+def _spread(runs: list[Result]) -> str:
+    seconds = [run["seconds"] for run in runs]
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
+def run_table(works: list[Work], repeats: int, malloc: bool, results: Path | None) -> None:
+    """Prints a row for each of `works`. Those in the file `results` are not run again; the others
+    are added to it."""
+    known = [json.loads(line) for line in _lines(results)]
+    print(HEADER)
+    for work in works:
+        same = [x for x in known if x["work"] == dataclasses.asdict(work) and x["malloc"] == malloc]
+        result = same[0] if same else compare(work, repeats, malloc)
+        if results is not None and not same:
+            with results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+        print(table_row(result), flush=True)
+
+
+def _lines(file: Path | None) -> list[str]:
+    return file.read_text().splitlines() if file is not None and file.exists() else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", choices=["reward", "dpo", "ranking"], default="reward")
-    parser.add_argument("--model", choices=MODELS, default="14m")
+    parser.add_argument("--model", choices=LLAMAS, default="14m")
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--grouped", action="store_true")
-    parser.add_argument("--pairs", type=int, default=8, help="or rankings, of a step")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=8, help="pairs, or rankings, of a step")
+    parser.add_argument("--steps", type=int, default=8, help="batches of rows in an epoch")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=["ours", "trl"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.only:
-        found = (ours if arguments.only == "ours" else trl)(arguments, arguments.folder)
-        print("RESULT " + json.dumps(found))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder), arguments.model, arguments.kind)
-        results: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
-        for _ in range(arguments.repeats):
-            for name, found in results.items():
-                command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-                done = subprocess.run(
-                    [*command, "--folder", folder], capture_output=True, text=True, check=False
-                )
-                line = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
-                if not line:
-                    sys.exit(f"{name} failed: {done.stderr[-2000:]}")
-                found.append(json.loads(line[0].removeprefix("RESULT ")))
-    report(arguments, results)
+    parser.add_argument("--malloc", action="store_true", help="an allocator that keeps memory")
+    parser.add_argument("--table", action="store_true", help="all configurations, in short form")
+    parser.add_argument("--results", type=Path, help="file of results, read and added to")
+    parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
+    chosen = parser.parse_args()
+    work = Work(chosen.kind, chosen.model, chosen.lora, chosen.batch, chosen.steps, chosen.epochs)
+    if chosen.profile:
+        from packed_profile import profile
 
-
-def report(arguments: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
-    training = "LoRA" if arguments.lora else "full"
-    print(f"{arguments.kind}, {arguments.model}, {training}, {arguments.pairs} a step")
-    medians, totals = {}, {}
-    for name, found in results.items():
-        seconds = [second for one in found for second in one["seconds"]]
-        medians[name] = statistics.median(seconds)
-        totals[name] = statistics.median([one["first"] + sum(one["seconds"]) for one in found])
-        print(
-            f"  {name:5} {totals[name]:7.2f} s in all, {medians[name]:.3f} s a step "
-            f"({min(seconds):.3f} to {max(seconds):.3f}), "
-            f"first {statistics.median([one['first'] for one in found]):.2f} s, "
-            f"{found[0]['tokens']:,} tokens in the first, "
-            f"{statistics.median([one['megabytes'] for one in found]):,.0f} MB more at the peak"
-        )
-    memory = [statistics.median([one["megabytes"] for one in results[n]]) for n in ("ours", "trl")]
-    print(
-        f"  {medians['trl'] / medians['ours']:.1f} times TRL's speed by the step, "
-        f"{totals['trl'] / totals['ours']:.1f} times in all, "
-        f"{memory[0] / memory[1]:.2f} of its memory"
-    )
+        profile(work)
+    else:
+        works = configurations() if chosen.table else [work]
+        run_table(works, chosen.repeats, chosen.malloc, chosen.results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from preference_data.batches import UNUSED, Group, PackedBatch, pack, split_by_tokens, split_evenly
+from preference_data.attention import dense_mask
+from preference_data.batches import (
+    UNUSED,
+    Group,
+    PackedBatch,
+    join_prompts,
+    pack,
+    split_by_tokens,
+    split_evenly,
+)
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 61}
 TINY = {
@@ -55,7 +64,7 @@ def test_layout_of_a_hand_made_batch():
     assert batch.sequence.tolist() == [0, 0, 1, 2]
     assert batch.offset.tolist() == [0, 1, 0, 0]
     assert batch.last_at.tolist() == [3, 4, 6]
-    assert batch.attention_mask()[0, 0].int().tolist() == [
+    assert dense_mask(batch)[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0],
@@ -88,7 +97,7 @@ def test_every_token_sees_its_own_conversation_and_nothing_else(
     batch = pack(groups, row_tokens)
     ids, positions = batch.input_ids.flatten(), batch.position_ids.flatten()
     length = batch.input_ids.shape[1]
-    mask = batch.attention_mask()[:, 0]
+    mask = dense_mask(batch)[:, 0]
     wanted = [(*group.prompt, *c) for group in groups for c in group.completions]
     assert batch.sequences == len(wanted)
     for sequence, at in zip(wanted, batch.last_at.tolist(), strict=True):
@@ -202,7 +211,7 @@ def packed_numbers(
     hidden = inner.base_model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
-        attention_mask=batch.attention_mask() if mask is None else mask,
+        attention_mask=dense_mask(batch) if mask is None else mask,
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)
     logits = inner.get_output_embeddings()(hidden[batch.predict_at])
@@ -296,3 +305,13 @@ def test_unused_places_do_not_matter():
     for ours, theirs in zip(clean, dirty, strict=True):
         assert torch.isfinite(ours).all()
         assert torch.equal(ours, theirs)
+
+
+def test_neighbours_of_one_prompt_are_joined_up_to_a_length():
+    """1 + 2 + 2 = 5 tokens fit, 2 more do not; another prompt between them keeps them apart."""
+    one, other = Group((7,), ((1, 2),)), Group((8,), ((3,),))
+    joined = join_prompts([one, one, one, other, one], tokens=6)
+    assert joined == [Group((7,), ((1, 2), (1, 2))), one, other, one]
+    assert join_prompts([Group((7,), ((1, 2, 3), (4,)))], tokens=2) == [
+        Group((7,), ((1, 2, 3), (4,)))
+    ]

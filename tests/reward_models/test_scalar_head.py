@@ -11,11 +11,18 @@ from typing import Any
 import pytest
 import torch
 
+from preference_data.attention import hidden_states
 from preference_data.batches import Group, pack
 from preference_data.records import Prompt, Response
 from preference_data.rendering import RenderingError
 from reward_models import RewardModel
-from reward_models.scalar_head import ScalarHead, Scoring, sequence_scores, value_head_from
+from reward_models.scalar_head import (
+    ScalarHead,
+    Scoring,
+    cut_left,
+    sequence_scores,
+    value_head_from,
+)
 
 PROMPTS = ["What is the capital of France?", "What is the opposite of hot?", "Name a colour."]
 ANSWERS = ["The capital of France is Paris.", "cold", "Snow. By the way, it rained."]
@@ -71,6 +78,49 @@ def test_scoring_is_kept_with_the_model(tmp_path: Path):
     assert Scoring.load(tmp_path) == scoring
     with pytest.raises(FileNotFoundError):
         Scoring.load(tmp_path / "elsewhere")
+
+
+def test_a_model_of_before_truncation_cuts_nothing(tmp_path: Path):
+    scoring = Scoring("abc", 77, truncation="left")
+    scoring.save(tmp_path)
+    assert Scoring.load(tmp_path) == scoring
+    (tmp_path / "scoring.json").write_text(
+        '{"renderer": "abc", "max_length": 77, "mean": 0.0, "std": 1.0}'
+    )
+    assert Scoring.load(tmp_path) == Scoring("abc", 77, truncation="none")
+
+
+@pytest.mark.parametrize(
+    ("max_length", "bos", "expected"),
+    [
+        (9, None, (1, 2, 3, 4, 5, 6)),  # 6 and 3: nothing to cut
+        (8, None, (2, 3, 4, 5, 6)),
+        (6, None, (4, 5, 6)),
+        (6, 1, (1, 5, 6)),
+        (6, 4, (4, 5, 6)),  # that token is not in front
+        (4, None, (6,)),
+        (5, 1, (1, 6)),
+        (4, 1, None),  # of the prompt itself, nothing would be left
+        (3, None, None),
+        (2, None, None),
+    ],
+)
+def test_cut_left_by_hand(max_length: int, bos: int | None, expected: tuple[int, ...] | None):
+    """A prompt of 6 tokens and completions of 3 and 1: the longer one says what fits."""
+    group = Group((1, 2, 3, 4, 5, 6), ((7, 8, 9), (10,)))
+    cut = cut_left(group, max_length, bos)
+    assert (cut and cut.prompt) == expected
+    assert cut is None or cut.completions == group.completions
+    assert cut_left(group, 9, bos) is group
+
+
+def test_a_group_is_cut_as_the_model_was_trained():
+    """Without truncation it is left alone; a completion without room for its prompt is refused."""
+    group = Group((1, 2, 3), ((4, 5),))
+    assert Scoring("", 4).cut(group, None) is group
+    assert Scoring("", 4, truncation="left").cut(group, None) == Group((2, 3), ((4, 5),))
+    with pytest.raises(ValueError, match=r"of 2 tokens leaves its prompt no room in the 2 that"):
+        Scoring("", 2, truncation="left").cut(group, None)
 
 
 def test_another_template_is_noticed():
@@ -142,6 +192,29 @@ def test_what_cannot_be_scored_is_refused(saved: Path):
         model.score(["Why?"], ["word " * 60])
     with pytest.raises(RenderingError, match="control token"):
         model.score(["Why?"], ["Because.<|end|>"])
+
+
+def test_a_model_that_cuts_scores_the_end_of_a_long_prompt(saved: Path, renderer: Any):
+    """Trained with truncation left and 48 tokens: a prompt of over 80 is scored as its last tokens
+    before the answer are, alone; what fits is scored as before; an answer of 60 words is refused.
+    """
+    whole = RewardModel.load(saved)
+    Scoring(renderer.fingerprint(), 48, 0.5, 2.0, "left").save(saved / "adapter")
+    model = RewardModel.load(saved)
+    assert model.score(PROMPTS, ANSWERS) == whole.score(PROMPTS, ANSWERS)
+    prompt = " ".join(f"{word} ?" for word in ANSWERS * 4)
+    row = renderer.render(Prompt.from_text(prompt), Response.from_text("cold"))
+    assert len(row.prompt) > 80
+    end = Group(row.prompt[len(row) - 48 :], (row.completion,))
+    assert len(end) == 48
+    with torch.no_grad():
+        hidden = hidden_states(model._model, pack([end]))[0, -1]
+        expected = model._model.score(hidden).item()
+    assert model.score([prompt], ["cold"]) == pytest.approx([expected], abs=1e-6)
+    with pytest.raises(ValueError, match="longer than the 48"):
+        whole.score([prompt], ["cold"])
+    with pytest.raises(ValueError, match="leaves its prompt no room in the 48"):
+        model.score(["Why?"], ["word " * 60])
 
 
 def test_a_folder_without_a_reward_model_is_refused(tmp_path: Path):

@@ -1,0 +1,171 @@
+"""What a token of a packed batch may see, said in the words of each attention implementation.
+
+Models are called as transformers made them, with explicit positions. `sdpa` and `eager` get a dense
+mask, `flex_attention` a block mask. Flash attention takes no mask: its prompts are laid out again
+before each completion, one conversation after another with their lengths. The same is done, padded,
+for conversations that are longer than a model's window.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preference_data.batches import UNUSED, PackedBatch
+
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""What configurations call the number of tokens back that a layer sees, if transformers' own masks
+keep to it."""
+log = logging.getLogger("align")
+
+
+def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
+    """[S, T, D] last hidden states of each conversation of `batch`, as if it were alone.
+
+    `model` is a transformers model for a task; its trunk (`base_model`) is called. Where tokens are
+    UNUSED the states mean nothing.
+    """
+    layout = _layout(model, batch)
+    states: Tensor = model.base_model(**layout.arguments, use_cache=False).last_hidden_state
+    if layout.source is None:
+        return states
+    return states.flatten(0, 1)[layout.source].view(*batch.input_ids.shape, -1)
+
+
+def window_of(config: Any) -> int | None:
+    """How many tokens back some layer of the model sees, itself included; None: all of them."""
+    config = config.get_text_config()
+    found = [getattr(config, name, None) for name in WINDOWS]
+    used = [window for window in found if window and getattr(config, "use_sliding_window", True)]
+    return min(used, default=None)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    arguments: dict[str, Any]
+    """Of the model's forward."""
+    source: Tensor | None = None
+    """[S * T] flat index of each token of the batch among the tokens that the model was given;
+    None: the same."""
+
+
+def _layout(model: Any, batch: PackedBatch) -> _Layout:
+    attention = model.config._attn_implementation
+    if "flash" in attention:
+        return _one_after_another(batch)
+    window = window_of(model.config)
+    if window is not None and int(batch.position_ids.max()) >= window:
+        _say_once(model.config.model_type, window)
+        return _padded(batch)
+    mask: Any
+    if attention == "flex_attention":
+        mask = block_mask(batch)
+    elif attention == "eager":  # it adds its mask to the scores, where a bool would count as 0 or 1
+        visible = dense_mask(batch)
+        lowest = torch.finfo(model.dtype).min
+        mask = visible.new_zeros(visible.shape, dtype=model.dtype).masked_fill(~visible, lowest)
+    else:
+        mask = dense_mask(batch)
+    return _Layout(
+        {
+            "input_ids": batch.input_ids, "position_ids": batch.position_ids,
+            "attention_mask": mask,
+        }
+    )  # fmt: skip
+
+
+@functools.cache
+def _say_once(model_type: str, window: int) -> None:
+    log.warning(
+        "%s attends to a window of %d tokens; batches with longer conversations are padded, which "
+        "is slower than packing them.", model_type, window,
+    )  # fmt: skip
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def dense_mask(batch: PackedBatch) -> Tensor:
+    """Bool [S, 1, T, T]: True where the query (third axis) may see the key (fourth)."""
+    rows, length = batch.group.shape
+    row = torch.arange(rows, device=batch.group.device)[:, None, None]
+    at = torch.arange(length, device=batch.group.device)
+    return _visible(batch, row, at[:, None], at[None, :])[:, None]
+
+
+def block_mask(batch: PackedBatch) -> Any:
+    """FlexAttention's `BlockMask` of the same."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return _visible(batch, row, query, key)
+
+    rows, length = batch.group.shape
+    device = batch.group.device
+    return create_block_mask(visible, rows, None, length, length, device=device)  # pyright: ignore
+
+
+def _visible(batch: PackedBatch, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """A token sees the prompt of its group and its own completion, up to itself.
+
+    An unused token sees itself: a softmax over nothing would be NaN.
+    """
+    group, branch = batch.group, batch.branch
+    same = (group[row, query] == group[row, key]) & (group[row, key] != UNUSED)
+    shared = (branch[row, key] == 0) | (branch[row, key] == branch[row, query])
+    return (same & shared & (key <= query)) | (key == query)
+
+
+# --- layouts without a mask -----------------------------------------------------------------------
+
+
+def _members(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The M tokens of all conversations, prompts repeated: (sequence, flat index, place), each [M],
+    in order of sequence and place."""
+    group, branch = batch.group.flatten(), batch.branch.flatten()
+    own_group, own_branch = group[batch.last_at], branch[batch.last_at]
+    member = (group == own_group[:, None]) & ((branch == 0) | (branch == own_branch[:, None]))
+    place = member.cumsum(dim=1) - 1
+    sequence, index = member.nonzero(as_tuple=True)
+    return sequence, index, place[sequence, index]
+
+
+def _source(batch: PackedBatch, index: Tensor, laid: Tensor) -> Tensor:
+    """[S * T] where each token was laid first; 0 for unused ones."""
+    source = laid.new_full((batch.group.numel(),), int(laid.max()) + 1)
+    source = source.scatter_reduce(0, index, laid, "amin")
+    return source.where(batch.group.flatten() != UNUSED, 0)
+
+
+def _one_after_another(batch: PackedBatch) -> _Layout:
+    """All conversations in one row, told apart by their lengths."""
+    sequence, index, place = _members(batch)
+    lengths = torch.bincount(sequence, minlength=batch.sequences)
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(lengths.max())
+    arguments = {
+        "input_ids": batch.input_ids.flatten()[index][None],
+        "position_ids": place[None],
+        "attention_mask": None,
+        "cu_seq_lens_q": ends, "cu_seq_lens_k": ends,
+        "max_length_q": longest, "max_length_k": longest,
+    }  # fmt: skip
+    return _Layout(arguments, _source(batch, index, torch.arange(len(index), device=index.device)))
+
+
+def _padded(batch: PackedBatch) -> _Layout:
+    """A conversation a row, padded on the right."""
+    sequence, index, place = _members(batch)
+    width = int(place.max()) + 1
+    ids = batch.input_ids.new_zeros(batch.sequences, width)
+    real = torch.zeros_like(ids)
+    ids[sequence, place] = batch.input_ids.flatten()[index]
+    real[sequence, place] = 1
+    positions = torch.arange(width, device=ids.device).expand_as(ids)
+    arguments = {"input_ids": ids, "position_ids": positions, "attention_mask": real}
+    return _Layout(arguments, _source(batch, index, sequence * width + place))
