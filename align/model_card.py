@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from align.artifacts import Artifact
 from align.config import Base
+from align.config_rewards import AnyReward, label_of, leaves
 from align.summary import (
     RunRecord,
     StepRecord,
@@ -84,9 +87,17 @@ def model_card(
         table=intervals,
         chat_template=_chat_template(folder),
         temperature=mapping_or_empty(own.get("train")).get("temperature", 1.0),
-        optimised_for=own.get("reward"),
+        optimised_for=_rewards_of(own),
         license=license,
     )
+
+
+def _rewards_of(step: Mapping[str, Any]) -> list[str]:
+    """What a recorded step was optimised for, as judges are called; empty for steps without."""
+    if step.get("reward") is None:
+        return []
+    reward: AnyReward = TypeAdapter(AnyReward).validate_python(step["reward"])
+    return [label_of(leaf) for _, leaf in leaves(reward, "reward")]
 
 
 def trace(policy: Artifact, run: RunRecord) -> Lineage:

@@ -271,6 +271,8 @@ class Roles(nn.Module):
             raise ValueError(f"the adapter of {role!r} would be saved empty: {empty[:3]}")
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
         save_file(tensors, target / ADAPTER_FILE, metadata={"format": "pt"})
+        if isinstance(config.target_modules, set):  # written in the order of its hashes
+            config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(target))
 
     def _save_model(self, entry: Role, target: Path) -> None:

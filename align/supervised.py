@@ -28,7 +28,9 @@ def fit_language_model(
 ) -> dict[str, float]:
     """Trains what requires a gradient in `model` on rows {"input_ids"[, "completion_mask"]}.
 
-    Only tokens whose mask is 1 count (all, without a mask). Returns the last metrics.
+    Only tokens whose mask is 1 count (all, without a mask). A row is a document: nothing is packed.
+    An interrupted training starts again: there are no checkpoints inside it. Returns the last
+    metrics.
     Raises ConfigError if the batch does not divide by the ranks, ValueError without rows.
     """
     if not rows:

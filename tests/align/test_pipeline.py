@@ -242,7 +242,7 @@ def test_a_killed_run_goes_on(copied: Path):
     assert process.wait() == -signal.SIGKILL, (copied.parent / "log").read_text()
     assert not (copied / "ppo/artifact.json").exists()
     plan = {row["name"]: row["state"] for row in Pipeline(config(copied)).plan()}
-    assert plan["ppo"] == "resume"
+    assert plan["ppo"] == "run"
     summary = Pipeline(config(copied)).run()
     assert cached(summary)["dpo"] and not cached(summary)["ppo"]
     assert (copied / "ppo/artifact.json").is_file()

@@ -113,33 +113,22 @@ class Variant:
     fault: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
-def grouped(world: ModuleType, advantage: str) -> dict[str, Any]:
-    """The settings of an advantage without a value function."""
-    prompts = len(world.PROMPTS)
-    return {
-        "advantage": advantage,
-        "prompts_per_iteration": prompts,
-        "samples_per_prompt": world.PPO["prompts_per_iteration"] // prompts,
-        "value_learning_rate": None,
-        "gae": None,
-        "clip": None,
-    }
+WITHOUT_VALUE = {"value_learning_rate": None, "gae": None, "clip": None}
 
 
-def variants(world: ModuleType) -> dict[str, Variant]:
-    return {
-        "ppo-lora": Variant("ppo", True),
-        "ppo-full": Variant("ppo", False),
-        "dpo-lora": Variant("dpo", True),
-        "dpo-full": Variant("dpo", False),
-        "trunk": Variant("ppo", True, {"value": "trunk"}),
-        "rloo": Variant("ppo", True, grouped(world, "rloo")),
-        "grpo": Variant("ppo", True, grouped(world, "grpo")),
-        "reinforce": Variant("ppo", True, grouped(world, "reinforce")),
-        "broken:end-masked": Variant("ppo", True, fault=end_masked),
-        "broken:no-kl": Variant("ppo", True, {"kl": {"coefficient": 0.0}}),
-        "broken:top-p": Variant("ppo", True, fault=top_p),
-    }
+VARIANTS = {
+    "ppo-lora": Variant("ppo", True),
+    "ppo-full": Variant("ppo", False),
+    "dpo-lora": Variant("dpo", True),
+    "dpo-full": Variant("dpo", False),
+    "trunk": Variant("ppo", True, {"value": "trunk"}),
+    "rloo": Variant("ppo", True, {"advantage": "rloo", **WITHOUT_VALUE}),
+    "grpo": Variant("ppo", True, {"advantage": "grpo", **WITHOUT_VALUE}),
+    "reinforce": Variant("ppo", True, {"advantage": "reinforce", **WITHOUT_VALUE}),
+    "broken:end-masked": Variant("ppo", True, fault=end_masked),
+    "broken:no-kl": Variant("ppo", True, {"kl": {"coefficient": 0.0}}),
+    "broken:top-p": Variant("ppo", True, fault=top_p),
+}
 
 
 def measure(world: ModuleType, variant: Variant, seed: int) -> tuple[Any, float]:
@@ -156,18 +145,17 @@ def measure(world: ModuleType, variant: Variant, seed: int) -> tuple[Any, float]
 
 def main() -> None:
     world = load_world()
-    known = variants(world)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--variants", default=",".join(known), help="by comma")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="by comma")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     print(f"{'variant':18} {'lowest':>7} {'mean':>7}   each: fraction, KL (KL of the best policy)")
     for name in arguments.variants.split(","):
-        found = [measure(world, known[name], seed) for seed in range(1, arguments.seeds + 1)]
+        found = [measure(world, VARIANTS[name], seed) for seed in range(1, arguments.seeds + 1)]
         fractions = [standing.fraction for standing, _ in found]
         each = "  ".join(f"{one.fraction:.3f} {one.kl:.2f} ({one.best_kl:.2f})" for one, _ in found)
         print(
