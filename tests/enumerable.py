@@ -25,7 +25,9 @@ LETTERS = "abcdefghi"
 """Ids 1 to 9. With the end they are the ten tokens that the check of a base asks for."""
 LONGEST = 3
 """Tokens of a response, its end included."""
-PROMPT = "a"
+PROMPT = "ab"
+"""Of two different letters: one letter, written again after itself, gives a Transformer with rotary
+positions the same hidden state, so no policy could tell the prompt from the prompt and a reply."""
 BETA = 0.3
 PENALTY = 1.0
 """For a response that does not end."""
@@ -263,8 +265,9 @@ def logprobs_of(model: Any, responses: tuple[tuple[int, ...], ...]) -> Tensor:
     tokens = torch.tensor([(*y, *[END] * (LONGEST - len(y))) for y in responses])
     lengths = torch.tensor([len(y) for y in responses])
     mask = torch.arange(LONGEST)[None, :] < lengths[:, None]
-    prompt = torch.full((len(tokens), 1), 1 + LETTERS.index(PROMPT))
-    logits = model(input_ids=torch.cat([prompt, tokens], dim=1)[:, :-1]).logits
+    prompt = torch.tensor([1 + LETTERS.index(letter) for letter in PROMPT])
+    ids = torch.cat([prompt.expand(len(tokens), -1), tokens], dim=1)
+    logits = model(input_ids=ids[:, :-1]).logits[:, len(prompt) - 1 :]
     by_token = logits.double().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
     return torch.where(mask, by_token, 0.0).sum(1)
 

@@ -133,7 +133,11 @@ VARIANTS = {
 
 def measure(world: ModuleType, variant: Variant, seed: int) -> tuple[Any, float]:
     """Where the trained policy stands, and the run's seconds."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         drawn = world.World.draw(Path(folder), seed)
         started = time.monotonic()
         with variant.fault():
