@@ -31,7 +31,7 @@ positions the same hidden state, so no policy could tell the prompt from the pro
 BETA = 0.3
 PENALTY = 1.0
 """For a response that does not end."""
-PAIRS, RATERS = 6000, 25
+PAIRS, RATERS = 9000, 25
 """What DPO learns from: pairs of answers, and how many judge each."""
 
 PPO: dict[str, Any] = {
@@ -41,7 +41,7 @@ PPO: dict[str, Any] = {
     "epochs": 1,
     "minibatches": 8,
     "max_new_tokens": LONGEST,
-    "learning_rate": 2.5e-3,
+    "learning_rate": 1.5e-3,
     "value_learning_rate": 6e-3,
     "adam_epsilon": 1e-8,
     "missing_eos_penalty": PENALTY,
@@ -50,9 +50,9 @@ PPO: dict[str, Any] = {
     "clip": {"value": 1.0},
 }
 DPO: dict[str, Any] = {
-    "max_steps": 130,
+    "max_steps": 160,
     "train_batch_size": 256,
-    "learning_rate": 3e-3,
+    "learning_rate": 2e-3,
     "beta": BETA,
     "max_length": 8,
 }

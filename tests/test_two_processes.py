@@ -124,4 +124,4 @@ def test_two_processes_take_the_same_steps(
         row["response/length"] for row in expected
     ]
     for row, wanted in zip(metrics, expected, strict=True):
-        assert row == pytest.approx(wanted, abs=1e-5)
+        assert row == pytest.approx(wanted, rel=1e-6, abs=1e-5)

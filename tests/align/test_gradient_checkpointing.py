@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align import roles as roles_module
+from align import adapters
 from align.base import checkpointed_layers, load_base
 from align.config import Base, ConfigError, Lora, build_config
 from align.pipeline import Pipeline
@@ -348,7 +348,7 @@ def test_nothing_is_computed_again_where_no_gradient_is_wanted(
     renderer: Renderer, monkeypatch: pytest.MonkeyPatch
 ):
     on, _ = both("llama", renderer, LORA)
-    monkeypatch.setattr(roles_module, "checkpoint", None)
+    monkeypatch.setattr(adapters, "checkpoint", None)
     with torch.no_grad():
         on("logprobs", "policy", BATCH)
     with pytest.raises(TypeError):  # so that this can fail
@@ -435,7 +435,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     import transformers.modeling_utils as theirs
 
     seen = {"roles": 0, "trainer": 0}
-    for who, module in (("roles", roles_module), ("trainer", theirs)):
+    for who, module in (("roles", adapters), ("trainer", theirs)):
         real = module.checkpoint
 
         def counted(*inputs: Any, who: str = who, real: Any = real, **settings: Any) -> Any:

@@ -89,7 +89,7 @@ def test_kl_penalty_by_hand():
     1.9218121. The ratio has no gradient: d / d log pi = 2 * 1.3862944 = 2.7725887."""
     logprobs = tensor(0.5).log().requires_grad_()
     output = losses.kl_penalty(logprobs, tensor(0.25).log(), tensor(0.125).log())
-    assert float(output.loss) == pytest.approx(1.9218121, abs=1e-6)
+    assert output.loss.item() == pytest.approx(1.9218121, abs=1e-6)
     [gradient] = torch.autograd.grad(output.loss.sum(), logprobs)
     assert float(gradient) == pytest.approx(2.7725887, abs=1e-6)
 

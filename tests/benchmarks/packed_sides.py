@@ -208,7 +208,8 @@ def trl(work: Work, folder: Path, variant: str) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import DPOTrainer, RewardTrainer
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.reward_trainer import RewardTrainer
 
     torch.manual_seed(0)
     clock, is_dpo, grouped = Clock(), work.kind == "dpo", "grouped" in variant
@@ -273,7 +274,8 @@ def _trl_model(work: Work, folder: Path, variant: str) -> Any:
 
 def _trl_config(work: Work, variant: str) -> Any:
     import torch
-    from trl import DPOConfig, RewardConfig
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.reward_config import RewardConfig
 
     is_dpo = work.kind == "dpo"
     only_dpo: dict[str, Any] = {"precompute_ref_log_probs": True} if "cached" in variant else {}

@@ -191,8 +191,9 @@ def _build_qwen(work: Work, folder: Path, texts: Sequence[str]) -> None:
     from align.base import DTYPES, train_tokenizer
 
     tokenizer = train_tokenizer(list(texts), 8192)
+    shape: dict[str, Any] = {**MODELS[work.model]}
     config = Qwen2Config(
-        **MODELS[work.model],
+        **shape,
         tie_word_embeddings=True,
         max_position_embeddings=32768,
         bos_token_id=None,
@@ -241,7 +242,7 @@ def peak_flops(device: str, dtype: str, size: int | None = None) -> float:
     best = float("inf")
     for _ in range(20):
         begin = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         if device == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
