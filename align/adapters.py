@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -113,7 +114,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     leave rounding in them. A base in half precision keeps its adapters beside it, for its weights
     would round them away, and what is sampled from would not be what is trained.
     """
-    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    users = Counter(id(part._parameters.get("weight")) for part in model.modules())
     layers: list[Any] = [
         part
         for part in model.modules()
@@ -123,7 +124,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     try:
         for layer in layers:
             weight = layer.get_base_layer().weight
-            if id(weight) in embeddings:  # tied: the words would change, too
+            if users[id(weight)] > 1:  # tied: another layer would change, too
                 continue
             before.append((layer, layer._active_adapter, weight.data))
             deltas = [layer.get_delta_weight(name) for name in layer.active_adapters]

@@ -432,6 +432,7 @@ def check_graph(config: Config) -> None:
             raise ConfigError(f"steps.{name}.{option} {problem}.")
         _check_gold(config, name, step)
     _check_sources(config)
+    _check_precision(config)
     for option, why in _ineffective(config):
         raise ConfigError(f"{option} has no effect {why}; remove it.")
 
@@ -480,6 +481,20 @@ def _check_gold(config: Config, name: str, step: AnyStep) -> None:
             f"steps.{name}.{option} names gold, which knows only the built-in world, but "
             f"data.{step.data}.path is {config.data[step.data].path!r}."
         )
+
+
+def _check_precision(config: Config) -> None:
+    """Half precision rounds most steps of a plain optimiser away; DeepSpeed has a float32 copy."""
+    if config.base.dtype == "float32" or config.deepspeed is not None:
+        return
+    whole = (*POLICY_KINDS, "reward") if config.lora is None else ("pretrain",)
+    for name, step in config.steps.items():
+        if step.kind in whole:
+            raise ConfigError(
+                f"base.dtype is {config.base.dtype}, in which steps.{name} would train the base's "
+                f"own weights and lose most of each update to rounding; use float32, LoRA, or "
+                f"deepspeed with bf16."
+            )
 
 
 def _check_sources(config: Config) -> None:

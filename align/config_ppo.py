@@ -245,6 +245,11 @@ class PPOTrain(Section):
                 f"with advantage: {self.advantage}, which takes one reward a response",
             )
 
+    @property
+    def rescales_rewards(self) -> bool:
+        """Whether one and the same response has another reward in a later iteration."""
+        return self.reward_scaling or self.kl.target is not None
+
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """(option, what is wrong), as `Step.contradictions`."""
         responses = self.responses_per_iteration()
@@ -264,6 +269,15 @@ class PPOTrain(Section):
                 "value_warmup_iterations",
                 f"is {self.value_warmup_iterations}, which leaves none of the {self.iterations} "
                 "iterations to the policy",
+            )
+        if (
+            self.rollout_batch_size is not None
+            and self.rollout_batch_size < self.samples_per_prompt
+        ):
+            yield (
+                "rollout_batch_size",
+                f"is {self.rollout_batch_size}, but the {self.samples_per_prompt} samples of a "
+                "prompt are drawn together",
             )
         for option, problem in self.kl.contradictions():
             yield f"kl.{option}", problem

@@ -188,6 +188,12 @@ class PPO(Step):
                 "is the reward itself, whose score is logged as objective/score anyway; name "
                 "another, or remove it",
             )
+        if self.train.stop_when_ill and self.judge is None and self.train.rescales_rewards:
+            yield (
+                "train.stop_when_ill",
+                "keeps the policy with the best reward, whose scale changes from one iteration to "
+                "the next under reward_scaling or kl.target; name a judge",
+            )
         for option, problem in self.train.contradictions():
             yield f"train.{option}", problem
 

@@ -35,15 +35,15 @@ def add_judge(context: StageContext, roles: Roles, step: str, role: str) -> None
 
 
 def make_judge(
-    context: StageContext, roles: Roles, judge: SingleReward, role: str, tokens: int
+    context: StageContext, roles: Roles, judge: SingleReward, role: str, tokens: int, option: str
 ) -> Judge:
-    """A judge by its name in the configuration; `role` is that of a reward step's, whose forwards
-    hold at most `tokens` tokens."""
+    """The judge that an `option` of the step names; `role` is that of a reward step's, whose
+    forwards hold at most `tokens` tokens."""
     if judge == GOLD:
         return _gold
     if isinstance(judge, str):
         return _reward_judge(context, roles, judge, role, tokens)
-    scorer = text_scorer(judge, f"steps.{context.name}", str(context.engine.device))
+    scorer = text_scorer(judge, f"steps.{context.name}.{option}", str(context.engine.device))
     return lambda answers: context.engine.from_main(lambda: scorer(answers).values)
 
 

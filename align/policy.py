@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.config import ConfigError
 from align.kv_cache import roomy_cache
 from align.tensors import sample_inverse_cdf
 from preference_data.records import Message, Prompt
@@ -56,6 +57,20 @@ def respond(
     """
     with _any_length(model):
         return _respond(model, prompts, draws, renderer, temperature)
+
+
+def check_positions(
+    model: Any, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, step: str
+) -> None:
+    """Raises ConfigError if a prompt of the `step` and its response are longer than the model's
+    positions: some models would fail hours later, others go on where they were never trained."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts)) + max_new_tokens
+    if limit and longest > limit:
+        raise ConfigError(
+            f"steps.{step}: the longest prompt and max_new_tokens are {longest} tokens together, "
+            f"but the base has {limit} positions; lower max_prompt_length or max_new_tokens."
+        )
 
 
 @contextlib.contextmanager

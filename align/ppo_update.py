@@ -80,7 +80,7 @@ class Updater:
         for part in self.engine.gather([dict(sums)]):
             total.update(part)
         found = {name: value / tokens_seen for name, value in total.items()}
-        if self.demonstrations is not None:
+        if self.demonstrations is not None and not lesson.value_alone:
             found["ptx/loss"] = sum(self.engine.gather([imitation])) / len(norms)
         rates = self.training.learning_rates
         return {
@@ -98,7 +98,7 @@ class Updater:
             order = torch.randperm(
                 len(lesson.rollout.samples), generator=torch.Generator().manual_seed(seed)
             )
-            yield from order.chunk(self.train.minibatches)
+            yield from order.tensor_split(self.train.minibatches)
 
     def _backward(self, lesson: Lesson, minibatch: list[int], tokens: float) -> list[Part]:
         """Gradients of the losses of an optimiser step; this rank's parts of it."""

@@ -210,6 +210,11 @@ def _token(reward: ServiceReward, where: str) -> str | None:
             f"{where}.token_env names the environment variable {reward.token_env}, which is not "
             f"set; put the service's token there."
         )
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError(
+            f"{where}.token_env: what the environment variable {reward.token_env} holds has "
+            f"characters that no header can carry; put the token alone there."
+        )
     return token
 
 

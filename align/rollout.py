@@ -128,8 +128,9 @@ class Roller:
         therefore draw the same tokens to the last bit.
         """
         ranks = self.engine.world_size
-        count = ceil(len(prompts) / (self.batch_size or len(prompts)) / ranks) * ranks
         together = [list(rows) for _, rows in groupby(range(len(prompts)), prompts.__getitem__)]
+        at_once = max(1, (self.batch_size or len(prompts)) // max(map(len, together)))
+        count = ceil(len(together) / at_once / ranks) * ranks
         return [list(chain.from_iterable(together[first::count])) for first in range(count)]
 
     def _sample(self, prompts: Sequence[tuple[int, ...]], draws: Tensor) -> list[Sample]:

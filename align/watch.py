@@ -167,4 +167,5 @@ def _judge(context: StageContext, roles: Roles) -> Judge | None:
     if isinstance(judge, str) and judge != GOLD:
         add_judge(context, roles, judge, "judge")
         roles.to(context.engine.device).eval()
-    return make_judge(context, roles, judge, "judge", context.step.train.tokens_per_forward)
+    tokens = context.step.train.tokens_per_forward
+    return make_judge(context, roles, judge, "judge", tokens, "judge")

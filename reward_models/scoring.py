@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 """Seconds between two attempts: the first wait, doubled every time up to the longest."""
+LARGEST = 64 << 20
+"""Bytes of an answer that are read: a score is a few."""
 SHOWN = 200
 """Characters of a service's answer that a message quotes."""
 
@@ -236,6 +238,10 @@ class Service:
     token: str | None = field(default=None, repr=False)
     """Sent as the bearer token, and shown nowhere."""
 
+    def __post_init__(self) -> None:
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise ValueError("the token has characters that no header can carry")
+
     def __call__(self, answers: Sequence[Answer]) -> Scores:
         parts = [
             answers[first : first + self.batch_size]
@@ -284,7 +290,13 @@ class Service:
             request.add_unredirected_header("Authorization", f"Bearer {self.token}")
         try:
             with build_opener(_NoRedirect).open(request, timeout=self.timeout) as answer:
-                return answer.read().decode("utf-8", "replace")
+                found = answer.read(LARGEST + 1)
+            if len(found) > LARGEST:
+                raise ScoringError(
+                    f"{self.name} ({self.url}) answered more than {LARGEST >> 20} MiB; look at the "
+                    f"address"
+                )
+            return found.decode("utf-8", "replace")
         except HTTPError as error:
             raise self._refusal(error) from None
         except TimeoutError as error:
@@ -300,7 +312,10 @@ class Service:
     def _refusal(self, error: HTTPError) -> Exception:
         """What an HTTP status other than success is: another attempt, or the end."""
         with error:
-            text = error.read().decode("utf-8", "replace")
+            try:
+                text = error.read(LARGEST).decode("utf-8", "replace")
+            except (OSError, HTTPException):  # the status says enough
+                text = ""
         said = f"answered {error.code} {error.reason}: {self._quoted(text)}"
         if error.code == 429 or error.code >= 500:
             return _Again(said, _seconds(error.headers.get("Retry-After")))

@@ -35,13 +35,13 @@ PAIRS, RATERS = 9000, 25
 """What DPO learns from: pairs of answers, and how many judge each."""
 
 PPO: dict[str, Any] = {
-    "iterations": 60,
+    "iterations": 50,
     "prompts_per_iteration": 1,
     "samples_per_prompt": 512,
     "epochs": 1,
     "minibatches": 8,
     "max_new_tokens": LONGEST,
-    "learning_rate": 1.5e-3,
+    "learning_rate": 2e-3,
     "value_learning_rate": 6e-3,
     "adam_epsilon": 1e-8,
     "missing_eos_penalty": PENALTY,
@@ -50,7 +50,7 @@ PPO: dict[str, Any] = {
     "clip": {"value": 1.0},
 }
 DPO: dict[str, Any] = {
-    "max_steps": 160,
+    "max_steps": 150,
     "train_batch_size": 256,
     "learning_rate": 2e-3,
     "beta": BETA,
@@ -254,7 +254,7 @@ def load_policy(folder: Path, base: Path | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     if (folder / "adapter_config.json").is_file():
-        model: Any = AutoModelForCausalLM.from_pretrained(base)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(base))
         return PeftModel.from_pretrained(model, str(folder)).eval()
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 

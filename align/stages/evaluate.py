@@ -12,7 +12,7 @@ import torch
 from align.artifacts import Rows
 from align.config_rewards import label_of
 from align.judges import GOLD, Judge, add_judge, make_judge
-from align.policy import respond, uniforms
+from align.policy import check_positions, respond, uniforms
 from align.rankings import PairIndex, Ranked, by_group, load_rankings, pair_index
 from align.rewards import Sampled
 from align.roles import Roles
@@ -117,6 +117,7 @@ def _prompts(context: StageContext, roles: Roles):
             f"none of the {len(asked)} held-out prompts of data.{step.data} fits into "
             f"max_prompt_length {step.max_prompt_length}"
         )
+    check_positions(roles.model, [ids for _, ids in found], step.max_new_tokens, context.name)
     return found, Rows(len(asked), len(found), len(asked) - len(found))
 
 
@@ -152,9 +153,9 @@ def _answers(prompts, replies: Sequence[Reply]) -> list[Sampled]:
 
 def _judges(context: StageContext, roles: Roles) -> dict[str, Judge]:
     judges: dict[str, Judge] = {}
-    for judge in context.step.judges:
-        name = label_of(judge)
-        judges[name] = make_judge(context, roles, judge, name, TOKENS_PER_FORWARD)
+    for number, judge in enumerate(context.step.judges):
+        name, option = label_of(judge), f"judges[{number}]"
+        judges[name] = make_judge(context, roles, judge, name, TOKENS_PER_FORWARD, option)
     return judges
 
 

@@ -15,6 +15,7 @@ import torch
 
 from align.artifacts import Rows
 from align.config import PPOTrain
+from align.policy import check_positions
 from align.policy_gradient import Optimiser
 from align.proofs import prove_policy
 from align.ptx import load_demonstrations
@@ -139,6 +140,7 @@ def _prompts(context: StageContext, roles: Roles) -> tuple[dict[tuple[int, ...],
             f"no prompt of data.{source} fits into max_prompt_length "
             f"{context.step.train.max_prompt_length}"
         )
+    check_positions(roles.model, list(found), context.step.train.max_new_tokens, context.name)
     return found, Rows(len(training), len(found), len(training) - len(found))
 
 

@@ -55,6 +55,8 @@ LOSS = {"place": "loss", "estimator": "k2"}
         ({"kl": LOSS}, "kl.place is loss, but whiten_advantages: mean_and_std rescales the reward but not the KL, whose coefficient then means nothing; set it to mean."),
         ({"kl": LOSS, "whiten_advantages": "mean", "whiten_rewards": True}, "kl.place is loss, but whiten_rewards rescales the reward but not the KL, whose coefficient then means nothing; remove it."),
         ({"kl": LOSS, **RLOO, "advantage": "grpo"}, "kl.place is loss, but group_std rescales the reward but not the KL, whose coefficient then means nothing; set it to false."),
+        ({"samples_per_prompt": 4, "rollout_batch_size": 3}, "rollout_batch_size is 3, but the 4 samples of a prompt are drawn together."),
+        ({"stop_when_ill": True, "reward_scaling": True}, "stop_when_ill keeps the policy with the best reward, whose scale changes from one iteration to the next under reward_scaling or kl.target; name a judge."),
         ({"advantage": "rloo"}, "samples_per_prompt is 1, but rloo compares the responses to a prompt with each other; set it to 2 or more."),
         ({"advantage": "grpo"}, "samples_per_prompt is 1, but grpo compares the responses to a prompt with each other; set it to 2 or more."),
         ({**RLOO, "value": "adapter"}, f"value {NO_VALUE}"),

@@ -14,7 +14,8 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from align.adapters import merged
-from align.policy import Response, load_for_chat, respond, uniforms
+from align.config import ConfigError
+from align.policy import Response, check_positions, load_for_chat, respond, uniforms
 from align.roles import Roles
 from align.tensors import sample_inverse_cdf
 from preference_data.batches import Group, pack
@@ -278,3 +279,21 @@ def test_a_base_in_half_precision_keeps_its_adapter_beside_it(roles: Roles):
 
 def tuners(model: Any) -> list[Any]:
     return [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
+
+
+def test_layers_that_share_a_weight_keep_their_adapters(roles: Roles):
+    """Merged one after the other, each would have the other's adapter, too."""
+    first, second, *_ = tuners(roles.model)
+    second.get_base_layer().weight = first.get_base_layer().weight
+    before = first.get_base_layer().weight.clone()
+    with roles.active("policy") as model, merged(model):
+        assert first.active_adapters == second.active_adapters == ["policy"]
+        assert not tuners(model)[2].active_adapters
+    assert torch.equal(first.get_base_layer().weight, before)
+
+
+def test_a_prompt_beyond_the_positions_is_named(roles: Roles):
+    limit = roles.model.config.max_position_embeddings
+    check_positions(roles.model, [(1,) * (limit - 5)], 5, "ppo")
+    with pytest.raises(ConfigError, match=r"steps\.ppo: the longest prompt and max_new_tokens are"):
+        check_positions(roles.model, [(1,), (1,) * (limit - 5)], 6, "ppo")

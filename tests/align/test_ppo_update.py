@@ -418,6 +418,13 @@ def test_what_later_iterations_depend_on_survives(make: Make):
     assert again.scores.count == again.rewards.count == len(PROMPTS)
 
 
+def test_an_epoch_has_as_many_steps_as_minibatches(make: Make):
+    """However the responses divide: the schedule counts on it."""
+    for minibatches in range(1, len(PROMPTS) + 1):
+        metrics = make(minibatches=minibatches, epochs=1).step(1, PROMPTS)
+        assert metrics["policy/minibatches"] == minibatches
+
+
 @pytest.mark.parametrize(("limit", "steps"), [(None, 4), (1e9, 4), (1e-12, 2)])
 def test_epochs_end_when_the_policy_is_too_far(make: Make, limit: float | None, steps: int):
     """2 epochs of 2 minibatches: the first minibatch is at ratio 1, so at KL 0, the second not."""

@@ -149,3 +149,17 @@ def test_two_ranks_collect_what_one_does_to_the_last_bit(
     assert [[len(batch) for batch in mine] for mine in found] == [[2], [1]]
     together = rolled(0, 2, lambda mine: [*mine, *found[1]])
     assert together.samples == alone.samples
+
+
+def test_a_prompts_samples_stay_together_within_the_batch_size(roles: Roles):
+    """5 prompts with 4 samples each, 10 at a time: 2 prompts a batch. 8 with 8, 4 at a time: 1."""
+    engine = Engine()
+
+    def sizes(prompts: int, samples: int, batch_size: int) -> list[int]:
+        rows = [(n,) for n in range(prompts) for _ in range(samples)]
+        roller = Roller(roles, lengths, engine, 1.0, 4096, batch_size)
+        return [len(batch) for batch in roller._batches(rows)]
+
+    assert sizes(5, 4, 10) == [8, 8, 4]
+    assert sizes(8, 8, 4) == [8] * 8
+    assert sizes(6, 1, 4) == [3, 3]

@@ -405,3 +405,25 @@ def test_a_redirect_is_not_followed(server: Server):
     with pytest.raises(ScoringError, match=r"points to, 'http://127.0.0.1:9/other'$"):
         Service(server.url, "it", token="t")(ANSWERS)
     assert len(server.asked) == 1
+
+
+def test_a_token_that_no_header_can_carry_is_not_quoted(server: Server):
+    with pytest.raises(ValueError, match="characters that no header can carry") as error:
+        Service(server.url, "it", token="secret\nhalf")
+    assert "secret" not in str(error.value)
+
+
+def test_an_answer_without_end_is_not_read(server: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scoring, "LARGEST", 1 << 20)
+    server.replies = [lambda body: (200, "x" * ((1 << 20) + 1))]
+    with pytest.raises(ScoringError, match="answered more than 1 MiB"):
+        Service(server.url, "it")([Answer(Prompt.from_text("?"), "x")])
+
+
+def test_a_refusal_that_breaks_off_is_tried_again(server: Server, waits: list[float]):
+    """503 with fewer bytes than it says: the status says enough."""
+    server.reply_headers = {"Content-Length": "99999"}
+    server.replies = [lambda body: (503, "half"), lambda body: (503, "half")]
+    with pytest.raises(ScoringError, match="answered 503"):
+        Service(server.url, "it", timeout=1.0, patience=1.0)([Answer(Prompt.from_text("?"), "x")])
+    assert waits
