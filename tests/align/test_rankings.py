@@ -29,6 +29,7 @@ from align.rankings import (
     pair_index,
     steps_of_rows,
 )
+from align.reward_loss import reward_loss
 from align.roles import Roles
 from align.stages import dpo, evaluate, reward
 from preference_data.batches import Group, PackedBatch, pack
@@ -169,7 +170,7 @@ ROWS = [
 ]
 
 
-def reward_loss(module: Any, batch: PackedBatch, pairs: PairIndex, rows: list[int]) -> LossOutput:
+def plain_loss(module: Any, batch: PackedBatch, pairs: PairIndex, rows: list[int]) -> LossOutput:
     scores = module("scores", "reward", batch)
     margin = scores[pairs.better] - scores[pairs.worse]
     return LossOutput(
@@ -195,7 +196,7 @@ def trained(
         seed=3,
         tracker=SimpleNamespace(log=lambda number, metrics: logged.append(metrics)),
     )
-    fit_rankings(context, roles, "reward", rows, reward_loss)
+    fit_rankings(context, roles, "reward", rows, plain_loss)
     return roles, logged
 
 
@@ -288,12 +289,10 @@ def step_gradient(
     }  # fmt: skip
     train = train.model_copy(update=updates)
     rows, reference = [SCORED[i] for i in order], [REFERENCE[i] for i in order]
-    step = SimpleNamespace(train=train)
 
     def loss(module: Any, batch: PackedBatch, pairs: PairIndex, mine: list[int]) -> LossOutput:
         if isinstance(train, RewardTrain):
-            stage: Any = SimpleNamespace(step=step)
-            return reward._loss(stage, module, batch, pairs)
+            return reward_loss(train, module, batch, pairs)
         of_rows = torch.cat([reference[i] for i in mine]) if train.needs_reference else None
         return dpo._loss(train, module, batch, pairs, of_rows)
 
@@ -303,7 +302,7 @@ def step_gradient(
         parameter.grad = None
     for rank in range(ranks):
         context: Any = SimpleNamespace(
-            step=step, engine=engine_of(rank, ranks), seed=3,
+            step=SimpleNamespace(train=train), engine=engine_of(rank, ranks), seed=3,
             tracker=SimpleNamespace(log=lambda number, metrics: None),
         )  # fmt: skip
         fit_rankings(context, roles, role, rows, loss)
