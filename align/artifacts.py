@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reward_models.folders import member_folders, weights_folder
+
 FORMAT_VERSION = 2
 """Of the run folder. Raised when an older artifact must not be taken for a current one."""
 
@@ -61,6 +63,11 @@ class Artifact:
     def model(self) -> Path | None:
         folder = self.path / "model"
         return folder if folder.is_dir() else None
+
+    @property
+    def members(self) -> tuple[Path, ...]:
+        """The `adapter/` or `model/` of each reward model of an ensemble; empty for any other."""
+        return tuple(map(weights_folder, member_folders(self.path)))
 
     def save(self) -> None:
         """Writes `artifact.json`, which makes the folder complete."""

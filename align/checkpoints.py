@@ -127,6 +127,10 @@ def remove(folder: Path) -> None:
 class Checkpoints:
     """Kept nowhere: a step that has none, and a loop outside a pipeline, start from the start."""
 
+    def number(self) -> int:
+        """Of the checkpoint that `restore` would go on from; 0 if there is none."""
+        return 0
+
     def restore(self, training: Training) -> Checkpoint:
         """Puts `training` where it was; the number is 0 if there is nothing to go on from."""
         return Checkpoint()
@@ -164,6 +168,10 @@ class StepCheckpoints(Checkpoints):
         self._started = time.monotonic()
 
     # --- reading ----------------------------------------------------------------------------------
+
+    def number(self) -> int:
+        path = self._engine.from_main(self._choose)
+        return 0 if path is None else int(path.name)
 
     def restore(self, training: Training) -> Checkpoint:
         """The newest whole checkpoint of this step, put into `training`, the random state and the

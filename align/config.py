@@ -53,6 +53,7 @@ from align.config_steps import (
     Pretrain,
     Reward,
     Step,
+    misread_rewards,
 )
 from align.config_train import DPOTrain, RankingTrain, RewardTrain, TextTrain, Train
 from align.config_yaml import override, parse_yaml
@@ -287,7 +288,8 @@ class Config(Section):
     def run_as(self, source: str) -> DataKind:
         """What the data source is read as: what it is, or the richest kind that a step asks of it.
 
-        Raises KeyError for a source that no step uses.
+        A named format that does not hold this is read as the richest kind that it holds and that
+        serves as well. Raises KeyError for a source that no step uses.
         """
         held = BUILTIN_DATA.get(self.data[source].path)
         if held is not None:
@@ -298,10 +300,16 @@ class Config(Section):
             for _, name, kind in step.data_used()
             if name == source
         }
-        for kind in SERVES:
-            if kind in asked:
+        if not asked:
+            raise KeyError(source)
+        wanted: DataKind = next(kind for kind in SERVES if kind in asked)
+        named = FORMATS.get(self.data[source].format)
+        if named is None or wanted in named.readers:
+            return wanted
+        for kind, served in SERVES.items():
+            if wanted in served and kind in named.readers:
                 return kind
-        raise KeyError(source)
+        return wanted
 
     def ineffective(self) -> Iterator[tuple[str, str]]:
         if self.sets("world") and not any(data.built_in for data in self.data.values()):
@@ -431,6 +439,9 @@ def check_graph(config: Config) -> None:
         for option, problem in step.contradictions():
             raise ConfigError(f"steps.{name}.{option} {problem}.")
         _check_gold(config, name, step)
+        if isinstance(step, PPO | Evaluate):
+            for option, problem in misread_rewards(step, config.steps):
+                raise ConfigError(f"steps.{name}.{option} {problem}.")
     _check_sources(config)
     _check_precision(config)
     for option, why in _ineffective(config):

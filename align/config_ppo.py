@@ -116,7 +116,7 @@ class PPOTrain(Section):
     """Optimiser steps per pass."""
     max_approx_kl: PositiveFloat | None = None
     """Nats per token: past this, measured on a minibatch against the policy at sampling time, the
-    rest of the rollout's epochs is left out."""
+    rest of the rollout's epochs is left out; the learning rates go on as if it had been taken."""
     tokens_per_forward: PositiveInt = 4096
     """Tokens one forward pass holds on one rank; does not change the result."""
     rollout_batch_size: PositiveInt | None = None
@@ -138,7 +138,8 @@ class PPOTrain(Section):
     lr_scheduler_type: Literal["linear", "constant"] = "linear"
     """Shape of both learning rates after the warm-up; linear ends at 0."""
     warmup_steps: NonNegativeFloat = 0.0
-    """Optimiser steps in which the learning rates rise from 0; below 1, a share of all steps."""
+    """Optimiser steps in which the learning rates rise from 0; below 1, a share of all steps. The
+    policy's are counted from the end of value_warmup_iterations."""
     missing_eos_penalty: NonNegativeFloat = 1.0
     """Subtracted from the score of a response that does not end."""
     reward_scaling: bool = False
@@ -176,7 +177,7 @@ class PPOTrain(Section):
     stop_when_ill: bool = False
     """Stops at a grave finding (align/doctor.py: collapse, over-optimisation, a KL out of hand) and
     keeps the policy whose rollout the judge scored best; without a judge, the one of the best
-    objective/reward."""
+    objective/reward before the last three iterations, in which the policy was ill already."""
     kl: KL = KL()
     gae: GAE = GAE()
     clip: Clip = Clip()
@@ -199,6 +200,10 @@ class PPOTrain(Section):
     def responses_per_iteration(self) -> int:
         """Responses of one rollout, over all ranks."""
         return self.prompts_per_iteration * self.samples_per_prompt
+
+    def steps_per_iteration(self) -> int:
+        """Planned optimiser steps of one rollout."""
+        return self.epochs * self.minibatches
 
     @property
     def has_value(self) -> bool:
@@ -227,7 +232,7 @@ class PPOTrain(Section):
             yield "baseline", f"with advantage: {self.advantage}, only with reinforce"
         if self.save_iterations >= self.iterations and self.sets("save_iterations"):
             yield "save_iterations", f"with {self.iterations} iterations; none comes before the end"
-        if self.max_approx_kl is not None and self.epochs * self.minibatches == 1:
+        if self.max_approx_kl is not None and self.steps_per_iteration() == 1:
             yield "max_approx_kl", "with one epoch of one minibatch, after which nothing is left"
 
     def _without_value(self) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     Discriminator,
+    Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     Tag,
@@ -166,11 +167,30 @@ SingleReward: TypeAlias = Annotated[
 """What gives one score: the name of a reward step, a function, a model or a service."""
 
 
+class Members(Section):
+    """Several reward models that one step trains, on the one base, and that score together."""
+
+    members: Annotated[int, Field(ge=2)] = 4
+    """How many; trained one after the other."""
+    resample: Literal["bootstrap", "seeds"] = "bootstrap"
+    """Wherein they differ besides their first weights and the order of the rows: each has
+    judgements of its own, as many prompts as there are, drawn with replacement, or (`seeds`) all
+    have the same."""
+
+
+def _listed(value: Any) -> str:
+    return "step" if isinstance(value, str) else "list"
+
+
 class EnsembleReward(Section):
     """Several rewards as one, less where they disagree (Coste et al. 2024, arXiv:2310.02743)."""
 
-    ensemble: tuple[SingleReward, ...]
-    """The members; reward steps on the policy's base are adapters and heads on it."""
+    ensemble: Annotated[
+        Annotated[Name, Tag("step")] | Annotated[tuple[SingleReward, ...], Tag("list")],
+        Discriminator(_listed),
+    ]
+    """The members: a list, or one reward step that trained several. Reward steps on the policy's
+    base are adapters and heads on it."""
     combine: Combine = "mean"
     """`mean_minus_std` takes std_weight times the members' (population) standard deviation off."""
     std_weight: PositiveFloat = 1.0
@@ -187,6 +207,8 @@ class EnsembleReward(Section):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """(option, what is wrong)."""
+        if isinstance(self.ensemble, str):
+            return
         if len(self.ensemble) < 2:
             yield "ensemble", "needs two members or more"
         for index, member in enumerate(self.ensemble):
@@ -202,6 +224,7 @@ PartReward: TypeAlias = Annotated[
     | Annotated[EnsembleReward, Tag("EnsembleReward")],
     Discriminator(_single_or_ensemble),
 ]
+"""What gives one score, or several as one."""
 
 
 class WeightedReward(Section):
@@ -236,7 +259,7 @@ AnyReward: TypeAlias = Annotated[
 """What PPO may be given as its reward; a list is a weighted sum."""
 
 
-def label_of(reward: str | FunctionReward | ModelReward | ServiceReward | EnsembleReward) -> str:
+def label_of(reward: PartReward) -> str:
     """What a reward is called in metrics and messages."""
     return reward if isinstance(reward, str) else reward.label
 
@@ -248,11 +271,22 @@ def file_of(reward: SingleReward) -> str | None:
     return reward.model if isinstance(reward, ModelReward) else None
 
 
+def ensemble_steps(reward: AnyReward, option: str) -> Iterator[tuple[str, str]]:
+    """(option, step) of each step whose members an ensemble names as a whole."""
+    if isinstance(reward, tuple):
+        for index, part in enumerate(reward):
+            yield from ensemble_steps(part.reward, f"{option}[{index}].reward")
+    elif isinstance(reward, EnsembleReward) and isinstance(reward.ensemble, str):
+        yield f"{option}.ensemble", reward.ensemble
+
+
 def leaves(reward: AnyReward, option: str) -> Iterator[tuple[str, SingleReward]]:
     """(option, reward) of each reward that gives scores by itself, from the option down."""
     if isinstance(reward, tuple):
         for index, part in enumerate(reward):
             yield from leaves(part.reward, f"{option}[{index}].reward")
+    elif isinstance(reward, EnsembleReward) and isinstance(reward.ensemble, str):
+        yield f"{option}.ensemble", reward.ensemble
     elif isinstance(reward, EnsembleReward):
         for index, member in enumerate(reward.ensemble):
             yield f"{option}.ensemble[{index}]", member

@@ -7,7 +7,7 @@ no effect; `align.config` checks these against the whole file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, Union
 
 from pydantic import Field
@@ -15,15 +15,18 @@ from pydantic import Field
 from align.config_ppo import PPOTrain
 from align.config_rewards import (
     AnyReward,
-    FunctionReward,
+    Members,
+    PartReward,
     SingleReward,
     contradictions,
+    ensemble_steps,
     file_of,
     label_of,
     leaves,
 )
 from align.config_section import Name, PositiveFloat, PositiveInt, Section
 from align.config_train import DPOTrain, RewardTrain, TextTrain
+from align.requirements import Requirements
 
 DataKind = Literal["text", "demonstrations", "preferences", "prompts"]
 """What a data source can be read as."""
@@ -74,6 +77,30 @@ def _files(rewards: Iterable[tuple[str, SingleReward]]) -> Iterator[tuple[str, s
             yield option, path
 
 
+def _judging_steps(
+    judges: Iterable[tuple[str, PartReward]],
+) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    for option, judge in judges:
+        for inner, leaf in leaves(judge, option):
+            if isinstance(leaf, str) and leaf != "gold":
+                yield inner, leaf, ("reward",)
+
+
+def _judging_files(judges: Iterable[tuple[str, PartReward]]) -> Iterator[tuple[str, str]]:
+    for option, judge in judges:
+        yield from _files(leaves(judge, option))
+
+
+def _judging_contradictions(
+    judges: Iterable[tuple[str, PartReward]],
+) -> Iterator[tuple[str, str]]:
+    for option, judge in judges:
+        yield from contradictions(judge, option)
+        for inner, leaf in leaves(judge, option):
+            if leaf == "gold" and judge != "gold":
+                yield inner, "names gold, which is no member of an ensemble; let it judge alone"
+
+
 class Pretrain(Step):
     """Self-supervised training of the whole base on unlabelled text."""
 
@@ -110,20 +137,36 @@ class SFT(Step):
 
 
 class Reward(Step):
-    """A scalar reward model trained on preferences (Bradley-Terry)."""
+    """A scalar reward model trained on preferences."""
 
     kind: Literal["reward"]
     data: Name
     """The data source: preferences."""
     init: Name = "base"
     """The step it starts from, or `base`."""
+    ensemble: Members | None = None
+    """Several models instead of one, whose disagreement is known; null = one."""
     train: RewardTrain = RewardTrain()
+    overfit_check: PositiveInt | None = None
+    """Training pairs that a model like it must first learn by heart, which shows faults of the
+    set-up before the real training; the report card says whether it did. null = not checked."""
+    require: Requirements | None = None
+    """What its report card must show, or the run stops after this step. A change of it trains
+    nothing again."""
 
     def steps_used(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "init", self.init, ("base", "pretrain", "sft")
 
     def data_used(self) -> Iterator[tuple[str, str, DataKind]]:
         yield "data", self.data, "preferences"
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        if self.require is not None and not self.require.model_fields_set:
+            yield "require", "without a requirement in it"
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        for option, problem in self.train.contradictions():
+            yield f"train.{option}", problem
 
 
 class DPO(Step):
@@ -157,9 +200,10 @@ class PPO(Step):
     """The step it starts from, or `base`; also the reference."""
     reward: AnyReward
     """The reward step, a function, a model, a service, an ensemble, or a list: a weighted sum."""
-    judge: Name | FunctionReward | None = None
-    """Scores every iteration's responses and is never trained on: `gold` (built-in world), a
-    reward step other than the reward, or a function. null = nobody watches."""
+    judge: PartReward | None = None
+    """Scores every iteration's responses and is never trained on: `gold` (built-in world), or a
+    reward step, function, model, service or ensemble other than the reward. null = nobody
+    watches."""
     train: PPOTrain = PPOTrain()
 
     def steps_used(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -167,8 +211,12 @@ class PPO(Step):
         for option, reward in leaves(self.reward, "reward"):
             if isinstance(reward, str):
                 yield option, reward, ("reward",)
-        if isinstance(self.judge, str) and self.judge != "gold":
-            yield "judge", self.judge, ("reward",)
+        yield from _judging_steps(self.judges_used())
+
+    def judges_used(self) -> Iterator[tuple[str, PartReward]]:
+        """(option, judge), if there is one."""
+        if self.judge is not None:
+            yield "judge", self.judge
 
     def data_used(self) -> Iterator[tuple[str, str, DataKind]]:
         yield "data", self.data, "prompts"
@@ -177,11 +225,11 @@ class PPO(Step):
 
     def files_used(self) -> Iterator[tuple[str, str]]:
         yield from _files(leaves(self.reward, "reward"))
-        if self.judge is not None:
-            yield from _files([("judge", self.judge)])
+        yield from _judging_files(self.judges_used())
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         yield from contradictions(self.reward, "reward")
+        yield from _judging_contradictions(self.judges_used())
         if self.judge is not None and self.judge == self.reward:
             yield (
                 "judge",
@@ -208,8 +256,8 @@ class Evaluate(Step):
     """The steps whose policies are compared; `base` is the base itself."""
     baseline: Name
     """The policy that the others are compared with."""
-    judges: tuple[SingleReward, ...]
-    """`gold` (built-in world), reward steps, functions, models, or services."""
+    judges: tuple[PartReward, ...]
+    """`gold` (built-in world), reward steps, functions, models, services, or ensembles."""
     preferences: Name | None = None
     """Preferences on whose held-out side the reward judges' accuracy is measured."""
     prompts: PositiveInt = 200
@@ -227,9 +275,12 @@ class Evaluate(Step):
         for index, name in enumerate(self.policies):
             yield f"policies[{index}]", name, ("base", *POLICY_KINDS)
         yield "baseline", self.baseline, ("base", *POLICY_KINDS)
+        yield from _judging_steps(self.judges_used())
+
+    def judges_used(self) -> Iterator[tuple[str, PartReward]]:
+        """(option, judge) of each."""
         for index, judge in enumerate(self.judges):
-            if isinstance(judge, str) and judge != "gold":
-                yield f"judges[{index}]", judge, ("reward",)
+            yield f"judges[{index}]", judge
 
     def data_used(self) -> Iterator[tuple[str, str, DataKind]]:
         yield "data", self.data, "prompts"
@@ -237,7 +288,7 @@ class Evaluate(Step):
             yield "preferences", self.preferences, "preferences"
 
     def files_used(self) -> Iterator[tuple[str, str]]:
-        yield from _files((f"judges[{i}]", judge) for i, judge in enumerate(self.judges))
+        yield from _judging_files(self.judges_used())
 
     def ineffective(self) -> Iterator[tuple[str, str]]:
         judged = any(isinstance(judge, str) and judge != "gold" for judge in self.judges)
@@ -245,6 +296,7 @@ class Evaluate(Step):
             yield "preferences", "without a reward step among the judges"
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
+        yield from _judging_contradictions(self.judges_used())
         if not set(self.policies) - {self.baseline}:
             yield "policies", f"names no policy besides the baseline {self.baseline!r}"
         judges = tuple(label_of(judge) for judge in self.judges)
@@ -271,6 +323,31 @@ class Export(Step):
     def ineffective(self) -> Iterator[tuple[str, str]]:
         if self.sets("seed"):
             yield "seed", "in an export, which draws nothing at random"
+
+
+def misread_rewards(step: PPO | Evaluate, steps: Mapping[str, Step]) -> Iterator[tuple[str, str]]:
+    """(option, what is wrong) of a step's rewards and judges with the reward steps they name."""
+    rewards: list[tuple[str, AnyReward]] = [*step.judges_used()]
+    if isinstance(step, PPO):
+        rewards.insert(0, ("reward", step.reward))
+        limit, tokens = "train.max_new_tokens", step.train.max_new_tokens
+    else:
+        limit, tokens = "max_new_tokens", step.max_new_tokens
+    for option, reward in rewards:
+        for inner, name in ensemble_steps(reward, option):
+            named = steps.get(name)
+            if isinstance(named, Reward) and named.ensemble is None:
+                yield inner, f"names {name!r}, which is one model; give that step an ensemble"
+        for _, leaf in leaves(reward, option):
+            named = steps.get(leaf) if isinstance(leaf, str) else None
+            if not isinstance(named, Reward) or named.train.truncation == "none":
+                continue
+            if tokens >= (length := named.train.max_length):
+                yield (
+                    limit,
+                    f"is {tokens}, which leaves a prompt no room in the max_length of {length} "
+                    f"that the reward model {leaf!r} reads; lower it, or raise that",
+                )
 
 
 AnyStep = Annotated[

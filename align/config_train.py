@@ -84,16 +84,87 @@ class RankingTrain(Train):
             yield "save_steps", f"with max_steps {self.max_steps}; none comes before the end"
 
 
+Ties = Literal["drop", "half", "rao_kupper", "davidson"]
+
+
 class RewardTrain(RankingTrain):
     """Settings of the reward model's training."""
 
+    loss: Literal["bradley_terry", "plackett_luce", "regression"] = "bradley_terry"
+    """What is made of a judgement (reward_models/losses.py). `bradley_terry` takes every two
+    answers that are ranked, and their mean; `plackett_luce` each answer as the choice among those
+    ranked below it (Plackett 1975), and their mean: of two answers the same. `regression` draws
+    scores to ratings, which are standardised by their scale, and to thumbs up and down
+    (sigmoid(score) is the probability of up); ranks without ratings then train nothing."""
+    ties: Ties | None = None
+    """What is made of two answers of equal ranks, for whatever reason nobody won (tie, both_good,
+    both_bad); the losers of a best-of, and answers without a rank, were not compared and are no
+    ties. `davidson` (1970) and `rao_kupper` (1967) give a tie a probability of its own, whose
+    parameter is learned with the head and stored with the model; under Davidson's, verdicts that
+    are no ties follow Bradley and Terry, and without ties in the data nothing changes. `half`
+    trains on a label of one half (under plackett_luce: on those that tie in any order, Efron 1977),
+    `drop` on nothing. A soft label, as of aggregated votes, holds its ties already, half for either
+    side. null = davidson; half under plackett_luce and beside margin_from_scores."""
+    tie_learning_rate: PositiveFloat = 0.01
+    """Largest one of the tie parameter, a single number that starts from the share of ties."""
     center_coefficient: NonNegativeFloat = 0.01
-    """Weight of (r_chosen + r_rejected)^2, which keeps scores around 0 (arXiv:2312.09244)."""
+    """Weight of (r_chosen + r_rejected)^2, or of a whole ranking's mean score, doubled and squared,
+    which keeps scores around 0 (arXiv:2312.09244)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of flipped labels."""
+    """Assumed share of flipped labels; a tie is the same flipped."""
     margin_from_scores: NonNegativeFloat = 0.0
     """By how much the better answer's score is to exceed the worse one's, per point of difference
     between their ratings (Touvron et al. 2023, arXiv:2307.09288, eq. 2); needs data with scores."""
+
+    @property
+    def ties_as(self) -> Ties:
+        """What is made of ties, where loss and margins have a say in it."""
+        margins = self.loss == "plackett_luce" or self.margin_from_scores > 0
+        return self.ties or ("half" if margins else "davidson")
+
+    @property
+    def tie_model(self) -> Literal["rao_kupper", "davidson"] | None:
+        """The model in which a tie has a probability of its own, if there is to be one."""
+        ties = self.ties_as
+        return ties if self.loss == "bradley_terry" and ties not in ("drop", "half") else None
+
+    @property
+    def trains(self) -> Literal["pairs", "ties", "ratings"]:
+        """What of a judgement is trained on: ordered pairs, these and its ties, or its ratings."""
+        if self.loss == "regression":
+            return "ratings"
+        return "pairs" if self.ties_as == "drop" else "ties"
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective()
+        pairwise = ("label_smoothing", "margin_from_scores")
+        unread = {
+            "bradley_terry": (),
+            "plackett_luce": pairwise,
+            "regression": (*pairwise, "ties", "center_coefficient"),
+        }
+        for option in unread[self.loss]:
+            if self.sets(option):
+                yield option, f"on {self.loss}"
+        if self.sets("tie_learning_rate") and self.tie_model is None:
+            yield "tie_learning_rate", "but on ties davidson and rao_kupper of loss bradley_terry"
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """(option, what is wrong), as `Step.contradictions`."""
+        if self.ties not in ("rao_kupper", "davidson"):
+            return
+        if self.loss == "plackett_luce":
+            yield (
+                "ties",
+                f"is {self.ties}, a model of two answers, but loss is plackett_luce; choose half "
+                f"or drop, or loss bradley_terry",
+            )
+        elif self.loss == "bradley_terry" and self.margin_from_scores:
+            yield (
+                "margin_from_scores",
+                f"asks for margins of its own, but under ties {self.ties} those that end in ties "
+                f"are learned; choose ties half or drop",
+            )
 
 
 class DPOTrain(RankingTrain):

@@ -6,12 +6,14 @@ import errno
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +21,10 @@ from align.config import ConfigError
 from align.summary import duration, headline_metrics, read_findings, short
 from preference_data import DataError
 from preference_data.sources.store import RECORD_FILES
+
+if TYPE_CHECKING:
+    from align.memory.cards import Card
+    from align.memory.plan import MemoryPlan
 
 USER_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 """Exit codes: the user's mistake, the run's failure, Ctrl-C (128 + SIGINT)."""
@@ -87,6 +93,9 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
             headline_metrics(step["kind"], step["metrics"]),
         )
     out.print(table)
+    for name, step in steps.items():
+        if (held := _held_in_words(step["metrics"])) and not step["cached"]:
+            say(f"{name} held, per device: {held}.")
     for line in read_findings(run_dir):
         say(line)
     if steps and all(step["cached"] for step in steps.values()):
@@ -94,6 +103,20 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
         say(f"Nothing to do: {done}.")
     if (run_dir / "report.html").exists():
         say(f"Report: {run_dir / 'report.html'}")
+
+
+def _held_in_words(metrics: Mapping[str, float]) -> str:
+    """`12.0 MiB of parameters, …` of what was measured in a step; nothing where nothing was."""
+    named = {
+        name.removeprefix("memory/"): size_in_words(size)
+        for name, size in metrics.items()
+        if name.startswith("memory/")
+    }
+    return ", ".join(
+        f"{size} at the peak" if what == "peak" else f"{size} of {what}"
+        for what, size in named.items()
+        if size
+    )
 
 
 def show_plan(steps: Iterable[Mapping[str, Any]]) -> None:
@@ -106,6 +129,54 @@ def show_plan(steps: Iterable[Mapping[str, Any]]) -> None:
     console().print(table)
     waiting = sum(step["state"] != "done" for step in steps)
     say(f"{waiting} of {len(steps)} would run." if waiting else "Nothing to do: all is done.")
+
+
+def show_memory(plan: MemoryPlan, card: Card | None) -> None:
+    """The table of what each step holds on a device, and of what would let the rest fit a card."""
+    for name, rows in plan.rows.items():
+        say(f"data.{name}: {rows.count:,} rows, about {rows.count * rows.mean:,.0f} tokens.")
+    for name, share in plan.over.items():
+        if share:
+            say(f"{name}: about {share:.1%} of its rows are longer than max_length.")
+    if plan.unknown is not None:
+        say(f"Memory: unknown, because {plan.unknown}.")
+        return
+    parts = ("parameters", "adapters", "gradients", "optimizer", "activations", "cache")
+    fits = () if card is None else (f"fits {card.name}",)
+    table = _table("step", "memory", "at its peak", *parts, *fits)
+    for step in plan.steps:
+        peak = step.peak
+        held = (size_in_words(getattr(peak, part)) for part in parts)
+        verdict = () if card is None else (card.verdict(step),)
+        _add_row(table, step.name, size_in_words(peak.total), peak.phase, *held, *verdict)
+    say("")
+    console().print(table)
+    say("Estimated per device, to within 15 %; what the driver takes is not in it.")
+    for step in plan.steps:
+        if card is not None and card.verdict(step) != "yes":
+            _show_alternatives(plan, step.name, card)
+
+
+def _show_alternatives(plan: MemoryPlan, step: str, card: Card) -> None:
+    found = plan.alternatives(step, card)
+    if not found:
+        say(f"{step}: no three changes of its settings would make it fit {card.name}.")
+        if (least := plan.least(step)) is not None:
+            peak = least.peak
+            size = size_in_words(peak.total)
+            say(f"With all of them at their smallest it takes {size} ({peak.phase}).")
+        return
+    table = _table(f"{step} would fit with", "memory")
+    for one in found:
+        _add_row(table, ", ".join(one.settings), size_in_words(one.memory.peak.total))
+    console().print(table)
+
+
+def size_in_words(size: float) -> str:
+    """Bytes as `1.5 GiB` or `12 MiB`; nothing for none."""
+    if size < 2**20 / 20:
+        return ""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def show_import(report: Mapping[str, Any]) -> None:
@@ -213,6 +284,24 @@ def _add_row(table: Table, *cells: str) -> None:
 def say(text: str) -> None:
     """A line of plain text: data may hold what rich would take for markup, and is not wrapped."""
     console().print(Text(text), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A line on standard error: the command goes on, or went well but for this."""
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int], None]]:
+    """A function to be told how many more are done; a terminal shows the sum while it grows."""
+    shown = Console(stderr=True)
+    if not shown.is_terminal:
+        yield lambda more: None
+        return
+    columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} " + what), TimeElapsedColumn()
+    with Progress(*columns, console=shown, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda more: progress.advance(task, more)
 
 
 def _read(path: Path) -> Any:

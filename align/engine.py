@@ -7,23 +7,31 @@ gradients are summed over ranks, never averaged, and no result depends on how ro
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from align import deepspeed_settings, launched
 from align.checkpoints import Checkpoints
-from align.config import ConfigError
+from align.memory import measured
+from align.peers import Peers
 
 T = TypeVar("T")
 STEPS_DONE = "steps_done"
+JOINED_WITHIN = timedelta(minutes=5)
+"""From the first rank that is there to the last."""
+DONE_WITHIN = timedelta(hours=6)
+"""Longest wait for another rank, which may import data or ask a judge meanwhile. Whether it is
+alive at all is seen within a minute (align/peers.py)."""
+_JOINED = itertools.count()
 
 
 class NonFiniteError(RuntimeError):
@@ -36,24 +44,56 @@ class ParameterGroup:
 
     parameters: list[nn.Parameter]
     learning_rate: float
+    first_step: int = 0
+    """Optimiser step, from 0, that its schedule and its moments begin with; its rate is 0 before"""
 
 
 class Engine:
     """This process among its peers."""
 
-    def __init__(self, deepspeed: str | None = None):
+    def __init__(self, deepspeed: str | None = None, bf16: bool = False):
+        """`bf16` says whether DeepSpeed holds a float32 copy of bfloat16 weights."""
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = _device(self.local_rank)
-        self.deepspeed = _read_deepspeed(deepspeed) if deepspeed else None
+        self.deepspeed = deepspeed_settings.read(deepspeed) if deepspeed else None
+        self.bf16 = bf16
+        self.peers: Peers | None = None
+        launched.settle(os.environ)
+        if self.deepspeed is not None:
+            _stand_alone()
+        alone = self.deepspeed is None and self.world_size == 1
+        if not (alone or torch.distributed.is_initialized()):
+            self._join()
         if self.deepspeed is not None:
             _initialise_deepspeed()
-        elif self.world_size > 1:
-            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self._check_world()
         self.checkpoints = Checkpoints()
         """Of the step that runs; the pipeline puts them here."""
+        self._trainer: Any = None
+        self.held: dict[str, float] = {}
+        """Bytes that the step's training holds on this rank, by what they are."""
+
+    def _join(self) -> None:
+        """Into the process group, and among those who look after each other.
+
+        Raises RuntimeError if not all ranks come within JOINED_WITHIN.
+        """
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        found = rendezvous("env://", timeout=JOINED_WITHIN)
+        shared, rank, world_size = next(iter(found))
+        # A process may run one pipeline after the other: their keys must not meet.
+        store: Any = PrefixStore(f"align/{next(_JOINED)}", shared)
+        if world_size > 1:
+            self.peers = Peers(store.clone(), store.clone(), rank, world_size)
+        store.set_timeout(DONE_WITHIN)
+        torch.distributed.init_process_group(
+            "nccl" if self.device.type == "cuda" else "gloo",
+            store=store, rank=rank, world_size=world_size, timeout=DONE_WITHIN,
+        )  # fmt: skip
 
     def _check_world(self) -> None:
         """Two failures are silent elsewhere: ZeRO switched off, and a world believed to be 1."""
@@ -106,6 +146,13 @@ class Engine:
         if self.world_size > 1:
             torch.distributed.barrier()
 
+    def failed(self, error: BaseException) -> str | None:
+        """Lets the other ranks know that this one ends with `error`, so that they end, too.
+
+        Returns the reason of another rank that has ended before, if `error` only shows that.
+        """
+        return None if self.peers is None else self.peers.failed(error)
+
     def close(self) -> None:
         """Leaves the process group: all together, unless this rank is on its way out with an error.
 
@@ -114,7 +161,28 @@ class Engine:
         if self.world_size > 1 and torch.distributed.is_initialized():
             if sys.exc_info()[0] is None:
                 torch.distributed.barrier()
+            if self.peers is not None:
+                self.peers.stop()
+            if sys.exc_info()[0] is None:  # its store may be this rank's
+                torch.distributed.barrier()
             torch.distributed.destroy_process_group()
+
+    # --- memory -----------------------------------------------------------------------------------
+
+    def begin_memory(self) -> None:
+        """What is held, and the peak, are the next step's from now on."""
+        self.held = {}
+        measured.reset_peak(self.device)
+
+    def memory(self) -> dict[str, float]:
+        """Bytes of this rank as metrics: what training held, and on a GPU the peak."""
+        return {**self.held, **measured.peak(self.device)}
+
+    def note_held(self, **found: float) -> None:
+        """Bytes of parameters, gradients or optimizer; of several trainings the most counts."""
+        for what, size in found.items():
+            name = f"memory/{what}"
+            self.held[name] = max(size, self.held.get(name, 0.0))
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -131,7 +199,8 @@ class Engine:
     ) -> Training:
         """An optimiser (AdamW) over `groups`, sharded if DeepSpeed is asked for.
 
-        `schedule(step, total_steps)` is the factor of the learning rate.
+        `schedule(step, total_steps)` is the factor of the learning rate; both count from the
+        group's first step.
         """
         optimizer = torch.optim.AdamW(
             [{"params": group.parameters, "lr": group.learning_rate} for group in groups],
@@ -140,26 +209,40 @@ class Engine:
         )
         peaks = [group.learning_rate for group in groups]
         kind = Training if self.deepspeed is None else DeepSpeedTraining
-        return kind(self, module, optimizer, peaks, total_steps, schedule, max_grad_norm)
+        firsts = [group.first_step for group in groups]
+        return kind(self, module, optimizer, peaks, total_steps, schedule, max_grad_norm, firsts)
 
     def trainer_arguments(self, max_grad_norm: float) -> dict[str, Any]:
         """What transformers' TrainingArguments must know of the processes and devices."""
-        arguments: dict[str, Any] = {"use_cpu": self.device.type == "cpu"}
+        arguments: dict[str, Any] = {"use_cpu": self.device.type == "cpu", "bf16": False}
         if self.deepspeed is not None:
-            arguments["deepspeed"] = {
-                **self.deepspeed,
-                "train_batch_size": "auto",
-                "train_micro_batch_size_per_gpu": "auto",
-                "gradient_accumulation_steps": "auto",
-                "gradient_clipping": max_grad_norm,
-                "zero_allow_untested_optimizer": True,
-            }
+            arguments["bf16"] = self.bf16
+            arguments["deepspeed"] = deepspeed_settings.filled(
+                self.deepspeed, max_grad_norm, bf16=self.bf16, batch=None
+            )
         return arguments
+
+    def check_trainer(self, trainer: Any) -> None:
+        """Raises RuntimeError if a Trainer runs otherwise than it was told: accelerate switches
+        ZeRO off, or takes itself for alone, without a word."""
+        kind = str(trainer.accelerator.distributed_type.value)
+        if (kind == "DEEPSPEED") != (self.deepspeed is not None):
+            wanted = "with" if self.deepspeed is not None else "without"
+            raise RuntimeError(f"the training was to run {wanted} DeepSpeed, and runs as {kind}.")
+        if trainer.accelerator.num_processes != self.world_size:
+            raise RuntimeError(
+                f"accelerate sees {trainer.accelerator.num_processes} processes of "
+                f"{self.world_size}."
+            )
+        self._trainer = trainer
 
     def forget_trainer(self) -> None:
         """Lets the next Trainer build its own accelerator state."""
         from accelerate.state import AcceleratorState, GradientState
 
+        if self._trainer is not None:
+            self.note_held(**measured.held_by_trainer(self._trainer))
+            self._trainer = None
         AcceleratorState._reset_state()
         GradientState._reset_state()
 
@@ -176,15 +259,19 @@ class Training:
         total_steps: int,
         schedule: Callable[[int, int], float],
         max_grad_norm: float,
+        first_steps: Sequence[int] = (),
     ):
         self.engine = engine
         self.optimizer = optimizer
         self.steps_done = 0
+        """Of the planned steps; those that were skipped are among them."""
         self._peaks = peaks
+        self._first_steps = list(first_steps) or [0] * len(peaks)
         self._total_steps = total_steps
         self._schedule = schedule
         self._max_grad_norm = max_grad_norm
         self._loss = 0.0
+        self._measured = False
         self.module: Any = module
 
     @property
@@ -193,21 +280,32 @@ class Training:
 
     @property
     def learning_rates(self) -> list[float]:
-        factor = self._schedule(self.steps_done, self._total_steps)
-        return [peak * factor for peak in self._peaks]
+        return [
+            peak * self._schedule(self.steps_done - first, self._total_steps - first)
+            if self.steps_done >= first
+            else 0.0
+            for peak, first in zip(self._peaks, self._first_steps, strict=True)
+        ]
 
-    def backward(self, loss: Tensor, last: bool) -> None:
+    def skip(self, steps: int) -> None:
+        """Leaves out planned steps: the schedule goes on as if they had been taken."""
+        self.steps_done += steps
+
+    def backward(self, loss: Tensor, last: bool, rows: Iterable[str] = ()) -> None:
         """Adds this part of the step's loss to the gradients; `last` marks the rank's last part.
 
-        The parts of all ranks sum to the step's loss.
+        The parts of all ranks sum to the step's loss. `rows` are the ids of those it was made of: a
+        loss that is not a number is a NonFiniteError that names them.
         """
-        self._check(loss)
+        self._check(loss, rows)
         loss.backward()
 
-    def _check(self, loss: Tensor) -> None:
+    def _check(self, loss: Tensor, rows: Iterable[str]) -> None:
         if not torch.isfinite(loss):
+            names = ", ".join(rows)
+            of = f", of the rows {names}" if names else ""
             raise NonFiniteError(
-                f"the loss is {loss.item()} at optimiser step {self.steps_done + 1}"
+                f"the loss is {loss.item()} at optimiser step {self.steps_done + 1}{of}"
             )
 
     def step(self) -> float:
@@ -219,10 +317,26 @@ class Training:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm))
         self._refuse_non_finite(norm)
         self._set_learning_rates()
+        self._begin_groups(self.optimizer)
         self.optimizer.step()
+        if not self._measured:  # later steps hold the same
+            self._measured = True
+            self.engine.note_held(
+                parameters=measured.parameters_of(self.module),
+                gradients=measured.gradients_of(self.parameters),
+                optimizer=measured.optimizer_of(self.optimizer.state),
+            )
         self.optimizer.zero_grad()
         self.steps_done += 1
         return norm
+
+    def _begin_groups(self, optimizer: Any) -> None:
+        """Forgets the gradients of 0 that a group got before its first step: with them in Adam's
+        moments, the steps after it would be several times too long."""
+        for group, first in zip(optimizer.param_groups, self._first_steps, strict=True):
+            if 0 < first == self.steps_done:
+                for parameter in group["params"]:
+                    optimizer.state.pop(parameter, None)
 
     def _sum_gradients(self) -> None:
         if self.engine.world_size == 1:
@@ -304,17 +418,14 @@ class DeepSpeedTraining(Training):
 
         super().__init__(engine, module, optimizer, *rest)
         assert engine.deepspeed is not None
-        settings = {
-            **engine.deepspeed,
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": self._max_grad_norm,
-            "zero_allow_untested_optimizer": True,
-        }
-        self._deepspeed, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_without_auto(settings)
+        self._gradients = 0.0
+        settings = deepspeed_settings.filled(
+            engine.deepspeed, self._max_grad_norm, bf16=engine.bf16
         )
-        stage = settings.get("zero_optimization", {}).get("stage", 0)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=settings
+        )
+        stage = deepspeed_settings.stage_of(settings)
         if self._deepspeed.zero_optimization_stage() != stage:
             raise RuntimeError(
                 f"ZeRO stage {stage} was asked for; DeepSpeed runs "
@@ -326,15 +437,25 @@ class DeepSpeedTraining(Training):
             )
         self.module = self._deepspeed
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        self._check(loss)
+    def backward(self, loss: Tensor, last: bool, rows: Iterable[str] = ()) -> None:
+        self._check(loss, rows)
         self._deepspeed.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over ranks; the parts are to be summed.
         self._deepspeed.backward(loss * self.engine.world_size, scale_wrt_gas=False)
+        if not self._measured:  # some stages hold more between the parts than at the step
+            self._gradients = max(self._gradients, measured.sharded_gradients_of(self._deepspeed))
 
     def step(self) -> float:
         self._set_learning_rates()
+        self._begin_groups(self._deepspeed.optimizer)
+        first, self._measured = not self._measured, True
         self._deepspeed.step()
+        if first:
+            self.engine.note_held(
+                parameters=measured.parameters_of(self._deepspeed),
+                gradients=self._gradients,
+                optimizer=measured.sharded_optimizer_of(self._deepspeed),
+            )
         self.steps_done += 1
         norm = float(self._deepspeed.get_global_grad_norm() or 0.0)
         self._refuse_non_finite(norm)
@@ -399,32 +520,17 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _read_deepspeed(path: str) -> dict[str, Any]:
-    """The settings in a DeepSpeed file. Raises ConfigError for what this engine cannot honour."""
-    try:
-        settings = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"deepspeed: there is no file {path!r}.") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"deepspeed: {path} is not JSON: {error}.") from None
-    for key in ("optimizer", "scheduler"):
-        if key in settings:
-            raise ConfigError(
-                f"deepspeed: {path} sets {key!r}, which a step's train section sets; remove it."
-            )
-    if settings.get("zero_optimization", {}).get("stage", 0) == 3:
-        raise ConfigError(
-            f"deepspeed: {path} asks for ZeRO stage 3, which is not supported yet; use 1 or 2."
-        )
-    return settings
-
-
-def _initialise_deepspeed() -> None:
-    if "RANK" not in os.environ:  # a plain `python` run: without these DeepSpeed wants MPI
+def _stand_alone() -> None:
+    """Names this process the only one, unless a launcher has named it: a plain `python` run."""
+    if "RANK" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(_free_port()),
         )  # fmt: skip
+
+
+def _initialise_deepspeed() -> None:
+    """Tells it of the process group, which is there already."""
     import deepspeed
     import deepspeed.ops
 
@@ -439,10 +545,3 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-
-
-def _without_auto(settings: Any) -> Any:
-    """DeepSpeed itself does not know "auto", which transformers fills in."""
-    if isinstance(settings, dict):
-        return {k: _without_auto(v) for k, v in settings.items() if v != "auto"}
-    return settings

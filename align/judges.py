@@ -1,15 +1,20 @@
-"""What judges answers without training on them: gold, a reward step, or what reads text."""
+"""What judges answers without training on them: gold, a reward step, what reads text, or several.
+
+A reward step is a role on the policies' base, and every rank scores its share; what reads text is
+asked by the first rank alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from align.config import SingleReward
-from align.rewards import Sampled, text_scorer
-from align.roles import Roles, load_head
-from align.rollout import packed_scores
+from align.config import EnsembleReward, SingleReward
+from align.config_rewards import PartReward, leaves
+from align.ensembles import add_reward_step
+from align.rewards import Sampled, Scorers, text_scorer
+from align.roles import Roles
 from align.stage import StageContext
-from reward_models.scalar_head import Scoring
+from reward_models.scoring import Scorer, combined
 
 GOLD = "gold"
 """The preference behind the built-in world's labels."""
@@ -29,21 +34,68 @@ def add_judge(context: StageContext, roles: Roles, step: str, role: str) -> None
             f"the judge {step!r} stands on {context.base_of(step)}, the policy on "
             f"{roles.base_path}; both must share one base"
         )
-    weights = context.weights_of(step)
-    assert weights is not None
-    roles.add(role, weights=weights, head=load_head(weights))
+    add_reward_step(context, roles, step, role)
 
 
 def make_judge(
-    context: StageContext, roles: Roles, judge: SingleReward, role: str, tokens: int, option: str
+    context: StageContext, roles: Roles, judge: PartReward, role: str, tokens: int, option: str
 ) -> Judge:
     """The judge that an `option` of the step names; `role` is that of a reward step's, whose
-    forwards hold at most `tokens` tokens."""
+    forwards hold at most `tokens` tokens. Steps within an ensemble become roles here."""
+    where = f"steps.{context.name}.{option}"
     if judge == GOLD:
         return _gold
     if isinstance(judge, str):
-        return _reward_judge(context, roles, judge, role, tokens)
-    scorer = text_scorer(judge, f"steps.{context.name}.{option}", str(context.engine.device))
+        scorers = Scorers(context, roles, lambda _: role, tokens)
+        return _shared(context, scorers.step(judge, where))
+    if not isinstance(judge, EnsembleReward):
+        return _asked(context, judge, where)
+    return _ensemble(context, roles, judge, role, tokens, where)
+
+
+def _ensemble(
+    context: StageContext, roles: Roles, judge: EnsembleReward, role: str, tokens: int, where: str
+) -> Judge:
+    """Each member is asked as a judge of its own, but for those of one step, read together."""
+
+    def role_of(step: str) -> str:
+        return f"{role}_{step}"
+
+    for _, leaf in leaves(judge, where):
+        if isinstance(leaf, str) and not roles.has(role_of(leaf)):
+            add_judge(context, roles, leaf, role_of(leaf))
+    roles.to(context.engine.device).eval()
+    scorers = Scorers(context, roles, role_of, tokens)
+    if isinstance(judge.ensemble, str):
+        return _shared(context, scorers.scorer(judge, where))
+    members = [
+        _shared(context, scorers.step(leaf, option))
+        if isinstance(leaf, str)
+        else _asked(context, leaf, option)
+        for option, leaf in leaves(judge, where)
+    ]
+
+    def score(answers: Sequence[Sampled]) -> list[float]:
+        each = [member(answers) for member in members]
+        return combined(each, judge.combine, judge.std_weight).values
+
+    return score
+
+
+def _shared(context: StageContext, scorer: Scorer[Sampled]) -> Judge:
+    """Every rank scores its share."""
+
+    def score(answers: Sequence[Sampled]) -> list[float]:
+        mine = context.engine.share(answers)
+        return context.engine.gather(scorer(mine).values if mine else [])
+
+    return score
+
+
+def _asked(context: StageContext, judge: SingleReward, where: str) -> Judge:
+    """The first rank asks for the scores of all."""
+    assert not isinstance(judge, str)
+    scorer = text_scorer(judge, where, str(context.engine.device))
     return lambda answers: context.engine.from_main(lambda: scorer(answers).values)
 
 
@@ -51,19 +103,3 @@ def _gold(answers: Sequence[Sampled]) -> list[float]:
     from preference_data.synthetic import gold_score
 
     return [gold_score(answer.prompt.text, answer.completion) for answer in answers]
-
-
-def _reward_judge(context: StageContext, roles: Roles, step: str, role: str, tokens: int) -> Judge:
-    weights = context.weights_of(step)
-    assert weights is not None
-    scoring = Scoring.load(weights)
-    scoring.check(roles.renderer.fingerprint(), f"the reward model {step!r}")
-    bos = roles.renderer.tokenizer.bos_token_id
-
-    def judge(answers: Sequence[Sampled]) -> list[float]:
-        engine = context.engine
-        mine = [scoring.cut(answer.group, bos) for answer in engine.share(answers)]
-        raw = packed_scores(roles, role, mine, tokens, engine) if mine else []
-        return [(score - scoring.mean) / scoring.std for score in engine.gather(raw)]
-
-    return judge

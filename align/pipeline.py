@@ -13,20 +13,21 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import checkpoints
+from align import checkpoints, deepspeed_settings, launched
 from align.artifacts import Artifact, Rows, fingerprint, hash_files, write_json
-from align.config import BUILTIN_DATA, Config, ConfigError
+from align.config import BUILTIN_DATA, Config, ConfigError, Reward
 from align.config_rewards import IDENTITY
 
 if TYPE_CHECKING:
     from align.engine import Engine
+    from align.memory.plan import MemoryPlan
 
 STAGES = {
     "pretrain": "align.stages.pretrain",
@@ -112,8 +113,8 @@ class Pipeline:
             )
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"output_dir {str(self.folder)!r} is a file.")
-        if self.config.deepspeed and not Path(self.config.deepspeed).is_file():
-            raise ConfigError(f"deepspeed: there is no file {self.config.deepspeed!r}.")
+        deepspeed_settings.check(self.config)
+        launched.check(self.config, os.environ)
         for source, data in self.config.data.items():
             if not data.path.startswith("builtin:") and not _files_of(data.path):
                 raise ConfigError(f"data.{source}.path: there is no file {data.path!r}.")
@@ -168,20 +169,36 @@ class Pipeline:
             lora = config.lora.model_dump() if config.lora else None
             # What the clusters are, not what they were made of: a source that adds none to those
             # of the others leaves their steps as they are.
-            settings = step.model_dump(by_alias=True, exclude={"train": HARMLESS}, context=IDENTITY)
+            harmless = {"train": HARMLESS, "require": True}
+            settings = step.model_dump(by_alias=True, exclude=harmless, context=IDENTITY)
             own = [settings, lora, config.seed, fractions, clusters]
             own += [_state_hash(path) for _, path in step.files_used()]
             add(name, step.kind, self.folder / name, own, list(dict.fromkeys(inputs)))
         return list(made.values())
 
     def plan(self) -> list[dict[str, Any]]:
-        """What a run would do with each task, without loading anything heavy."""
+        """What a run would do with each task, without loading anything heavy.
+
+        Raises ConfigError for a reward of a step that would run and that cannot be had.
+        """
+        rows = self._plan()
+        self._check_rewards([row["name"] for row in rows if row["state"] != "done"])
+        return rows
+
+    def memory_plan(self, world_size: int, on_gpu: bool = False) -> MemoryPlan:
+        """What each step would hold on one of so many devices, from shapes and settings alone."""
+        from align.memory.plan import plan_memory
+
+        return plan_memory(self.config, self.folder, world_size, on_gpu)
+
+    def _plan(self, again: Collection[str] = ()) -> list[dict[str, Any]]:
+        """`again` are steps that run though they may be done."""
         rows: list[dict[str, Any]] = []
         stale: set[str] = set()
         for task in self.tasks():
             if task.kind == "base" and not self._base_is_ours():
                 continue
-            state, reason = task.state()
+            state, reason = ("run", "asked for") if task.name in again else task.state()
             if state == "resume" and self.config.deepspeed:
                 state, reason = "run", "interrupted, starts again under DeepSpeed"
             if state != "run" and stale & set(task.inputs):
@@ -190,6 +207,9 @@ class Pipeline:
                 stale.add(task.name)
             artifact = task.done()
             count = artifact.rows.rows_out if artifact and artifact.rows else None
+            if state == "done" and artifact and task.name in self.config.steps:
+                unmet = self._unmet(task.name, artifact)
+                reason = f"stops the run: {'; '.join(unmet)}" if unmet else reason
             rows.append(
                 {"name": task.name, "kind": task.kind, "state": state, "reason": reason,
                  "rows": count}
@@ -213,8 +233,10 @@ class Pipeline:
 
         `only` runs one step (what it stands on must be done); `start_from` runs a step and all
         after it again; `force` runs the named steps again; `until_kind` leaves out steps that no
-        step of that kind stands on. Raises ConfigError for an unknown name, StepError when a step
-        fails.
+        step of that kind stands on. The rewards of all steps that will run are looked for first;
+        this executes the modules that reward functions are in. Raises ConfigError for an unknown
+        name or a reward that cannot be had, StepError when a step fails, or a reward model does not
+        meet its requirements; what has run, the summary and the report stay.
         """
         self._check_names([only, start_from, *force])
         chosen = self._chosen(only, until_kind)
@@ -222,17 +244,20 @@ class Pipeline:
         if start_from is not None:
             order = list(self.config.steps)
             again |= set(order[order.index(start_from) :])
+        undone = {row["name"] for row in self._plan(again) if row["state"] != "done"}
+        self._check_rewards([name for name in chosen if name in undone or name == only])
         from align.engine import Engine
         from align.quiet import quiet_libraries
 
         quiet_libraries()
         started = time.monotonic()
-        engine = Engine(self.config.deepspeed)
+        engine = Engine(self.config.deepspeed, deepspeed_settings.wants_bf16(self.config))
         try:
             if only is not None:
                 engine.from_main(lambda: self._require_inputs(only))
             engine.from_main(lambda: self._claim(command))
             summary: dict[str, Any] = {}
+            refusal: str | None = None
             for name in [task.name for task in self.tasks()]:
                 if name in self.config.steps and name not in chosen:
                     continue
@@ -244,6 +269,8 @@ class Pipeline:
                     again.add(task.name)  # what stands on it is made anew
                 if task.name in self.config.steps:
                     summary[task.name] = _summary_of(artifact, cached)
+                    if refusal := self._refusal(task.name, artifact):
+                        break
             result = {
                 "name": self.config.name,
                 "seconds": round(time.monotonic() - started, 1),
@@ -252,9 +279,22 @@ class Pipeline:
             if engine.is_main:
                 self._conclude(result)
             engine.barrier()
+            if refusal:
+                raise StepError(refusal)
             return result
+        except BaseException as error:
+            if (elsewhere := engine.failed(error)) is not None:
+                raise StepError(elsewhere) from error
+            raise
         finally:
             engine.close()
+
+    def _check_rewards(self, names: Sequence[str]) -> None:
+        """Raises ConfigError for what the rewards and judges of these steps need and do not have;
+        the modules of reward functions are executed for it."""
+        from align.reward_checks import check_rewards
+
+        check_rewards(self.config, [name for name in self.config.steps if name in names])
 
     def _check_names(self, names: Sequence[str | None]) -> None:
         from align.config_errors import hint
@@ -283,11 +323,32 @@ class Pipeline:
             ]
         return chosen
 
+    def _unmet(self, name: str, artifact: Artifact) -> list[str]:
+        """What the step's own requirements miss in its artifact."""
+        step = self.config.steps[name]
+        if not isinstance(step, Reward) or step.require is None:
+            return []
+        return step.require.unmet(artifact.metrics)
+
+    def _refusal(self, name: str, artifact: Artifact) -> str | None:
+        """Why nothing is to be built on the step, if that is so."""
+        unmet = self._unmet(name, artifact)
+        if not unmet:
+            return None
+        return (
+            f"step {name} does not show what steps.{name}.require asks for, and nothing after it "
+            f"was run: {'; '.join(unmet)}. Its report card is in {self.folder / 'report.html'}."
+        )
+
     def _require_inputs(self, only: str) -> None:
-        """Raises ConfigError if a step that `only` stands on is not done with today's settings."""
+        """Raises ConfigError if a step that `only` stands on is not done with today's settings,
+        StepError if it does not meet its requirements."""
         tasks = {task.name: task for task in self.tasks()}
         for _, other, _ in self.config.steps[only].steps_used():
-            if other != "base" and tasks[other].done() is None:
+            artifact = tasks[other].done()
+            if artifact is not None and other != "base" and (why := self._refusal(other, artifact)):
+                raise StepError(why)
+            if other != "base" and artifact is None:
                 state, reason = tasks[other].state()
                 why = f" ({reason})" if reason and state == "run" else ""
                 raise ConfigError(
@@ -466,6 +527,7 @@ class Pipeline:
         )  # fmt: skip
         torch.manual_seed(seed)  # a new adapter must not depend on what ran before in this process
         engine.checkpoints = checkpoints.Checkpoints()
+        engine.begin_memory()
         if step.kind in checkpoints.RESUMABLE and engine.deepspeed is None:
             engine.checkpoints = checkpoints.StepCheckpoints(
                 engine, task.folder, task.name, task.fingerprint,
@@ -481,10 +543,11 @@ class Pipeline:
             if "No space left" in str(error):
                 raise OSError(errno.ENOSPC, "No space left on device", str(task.folder)) from None
             raise
-        tracker.finish(result.metrics)
+        metrics = {**result.metrics, **engine.memory()}
+        tracker.finish(metrics)
         return Artifact(
             name=task.name, kind=step.kind, path=task.folder, fingerprint=task.fingerprint,
-            inputs=task.inputs, base=result.base, rows=result.rows, metrics=result.metrics,
+            inputs=task.inputs, base=result.base, rows=result.rows, metrics=metrics,
             seed=seed, versions=_versions(),
         )  # fmt: skip
 

@@ -64,14 +64,17 @@ class Optimiser:
     def __post_init__(self) -> None:
         train = self.train
         self.kl = KLController(train.kl.coefficient, train.kl.target, train.kl.horizon)
-        groups = [ParameterGroup(self.roles.parameters_of("policy"), train.learning_rate)]
+        steps = train.steps_per_iteration()
+        policy = self.roles.parameters_of("policy")
+        warm = train.value_warmup_iterations * steps
+        groups = [ParameterGroup(policy, train.learning_rate, first_step=warm)]
         if train.has_value:
             value = self.roles.parameters_of("value")
             groups.append(ParameterGroup(value, train.value_learning_rate))
         self.training = self.engine.training(
             self.roles,
             groups,
-            total_steps=train.iterations * train.epochs * train.minibatches,
+            total_steps=train.iterations * steps,
             schedule=SCHEDULES[train.lr_scheduler_type](train.warmup_steps),
             max_grad_norm=train.max_grad_norm,
             adam_epsilon=train.adam_epsilon,

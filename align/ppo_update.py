@@ -17,7 +17,7 @@ from align.ppo_invariants import check_ratio
 from align.ptx import Demonstrations
 from align.roles import Roles
 from align.rollout import Rollout
-from preference_data.batches import Group, pack, split_evenly
+from preference_data.batches import Group, PackedBatch, pack, split_evenly
 
 
 class Lesson(NamedTuple):
@@ -42,6 +42,43 @@ class Part(NamedTuple):
     """of each metric over their tokens"""
     drift: tuple[float, float]
     """sum and largest of |log pi - log old| over their tokens, nats"""
+
+
+NO_DRIFT = (0.0, 0.0)
+NO_PART = Part({}, NO_DRIFT)
+
+
+class Loss(NamedTuple):
+    """A loss of some samples with a backward pass of its own."""
+
+    summed: Tensor
+    """[] over their tokens"""
+    part: Part
+    last: bool = True
+    """of these samples"""
+
+
+class Some(NamedTuple):
+    """Some samples of a rollout as a batch; N response tokens."""
+
+    batch: PackedBatch
+    at: tuple[Tensor, Tensor]
+    """[N] the rows and columns of their tokens in the rollout's tables"""
+
+    @classmethod
+    def of(cls, lesson: Lesson, rows: Sequence[int], device: torch.device) -> Some:
+        batch = pack([lesson.rollout.samples[i].group for i in rows]).to(device)
+        return cls(batch, (torch.tensor(rows)[batch.sequence.cpu()], batch.offset.cpu()))
+
+    def tokens_of(self, table: Tensor) -> Tensor:
+        """[N] out of [B, R]."""
+        return table[self.at].to(self.batch.targets.device)
+
+
+def sums_of(name: str, loss: losses.LossOutput) -> dict[str, float]:
+    """The loss, as `name`, and its metrics, each summed over tokens."""
+    by_token = {name: loss.loss, **loss.metrics}
+    return {name: float(values.detach().sum()) for name, values in by_token.items()}
 
 
 @dataclass(frozen=True)
@@ -76,6 +113,7 @@ class Updater:
                 sums.update(part.sums)
             if self._too_far(parts, tokens):
                 break
+        self.training.skip(self.train.steps_per_iteration() - len(norms))
         total: Counter[str] = Counter()
         for part in self.engine.gather([dict(sums)]):
             total.update(part)
@@ -106,14 +144,15 @@ class Updater:
         parts = self._parts([lesson.rollout.samples[i].group for i in minibatch])
         for number, part in enumerate(parts, 1):
             mine = [minibatch[i] for i in part]
-            loss, metrics = self._loss(lesson, mine)
-            try:
-                self.training.backward(loss / tokens, last=number == len(parts))
-            except NonFiniteError as error:
-                raise NonFiniteError(
-                    f"{error}, in iteration {lesson.iteration}, rows {mine}"
-                ) from None
-            found.append(metrics)
+            for loss in self._losses(lesson, mine):
+                last = loss.last and number == len(parts)
+                try:
+                    self.training.backward(loss.summed / tokens, last)
+                except NonFiniteError as error:
+                    raise NonFiniteError(
+                        f"{error}, in iteration {lesson.iteration}, rows {mine}"
+                    ) from None
+                found.append(loss.part)
         return found
 
     def _parts(self, groups: Sequence[Group]) -> list[list[int]]:
@@ -125,55 +164,71 @@ class Updater:
         ranks = self.engine.world_size
         return self.engine.share(split_evenly(groups, self.train.tokens_per_forward, max(2, ranks)))
 
-    def _loss(self, lesson: Lesson, mine: list[int]) -> tuple[Tensor, Part]:
-        """Summed loss of some samples of the policy and, if there is one, the value function."""
-        train, rollout, module = self.train, lesson.rollout, self._module
+    def _losses(self, lesson: Lesson, mine: list[int]) -> Iterator[Loss]:
+        """Losses of some samples, as many on every rank: of a value function with weights of its
+        own, then of the policy. The activations of one are gone before those of the next are
+        made."""
         if not mine:  # the other ranks wait for this one's backward
-            return self._nothing(), Part({}, (0.0, 0.0))
-        batch = pack([rollout.samples[i].group for i in mine]).to(self.engine.device)
-        at = (torch.tensor(mine)[batch.sequence.cpu()], batch.offset.cpu())
+            if self._value_apart:
+                yield Loss(self._module("nothing", "value", None), NO_PART, last=False)
+            yield Loss(self._module("nothing", "policy", None) + self._no_value(), NO_PART)
+            return
+        some = Some.of(lesson, mine, self.engine.device)
+        if self._value_apart:
+            values = self._module("values", "value", some.batch)
+            value = self._value_loss(lesson, some, values)
+            yield Loss(value.loss.sum(), Part(sums_of("value/loss", value), NO_DRIFT), last=False)
+        yield self._policy_loss(lesson, some)
 
-        def tokens_of(table: Tensor) -> Tensor:
-            return table[at].to(self.engine.device)
-
-        logprobs, entropy, values = module(
-            "policy_and_values", "policy", batch, temperature=train.temperature,
+    def _policy_loss(self, lesson: Lesson, some: Some) -> Loss:
+        """Of the policy, and of a value head on its trunk."""
+        train = self.train
+        logprobs, entropy, values = self._module(
+            "policy_and_values", "policy", some.batch, temperature=train.temperature,
             entropy_gradient=train.entropy_coefficient > 0, value_alone=lesson.value_alone,
+            own_values=False,
         )  # fmt: skip
-        old = tokens_of(rollout.logprobs)
-        policy = losses.ppo_policy(logprobs, old, tokens_of(lesson.advantages), train.clip.policy)
-        metrics = {"policy/loss": policy.loss, "objective/entropy": entropy, **policy.metrics}
+        old = some.tokens_of(lesson.rollout.logprobs)
+        advantages = some.tokens_of(lesson.advantages)
+        policy = losses.ppo_policy(logprobs, old, advantages, train.clip.policy)
+        sums = sums_of("policy/loss", policy)
+        sums["objective/entropy"] = float(entropy.detach().sum())
         loss = policy.loss.sum()
         if lesson.kl_coefficient > 0:
-            penalty = losses.kl_penalty(logprobs, old, tokens_of(rollout.reference))
+            reference = some.tokens_of(lesson.rollout.reference)
+            penalty = losses.kl_penalty(logprobs, old, reference)
             loss = loss + lesson.kl_coefficient * penalty.loss.sum()
-            metrics |= penalty.metrics
+            sums |= sums_of("policy/kl_loss", penalty)
         if train.entropy_coefficient > 0:
             loss = loss - train.entropy_coefficient * entropy.sum()
         if lesson.value_alone:
             loss = 0.0 * loss  # so that every rank has a gradient of every parameter
-        if lesson.returns is not None and rollout.values is not None:
-            value = losses.ppo_value(
-                values, tokens_of(rollout.values), tokens_of(lesson.returns), train.clip.value
-            )
-            loss = loss + self._value_weight * value.loss.sum()
-            metrics |= {"value/loss": value.loss, **value.metrics}
+        if values is not None:
+            value = self._value_loss(lesson, some, values)
+            loss = loss + train.value_coefficient * value.loss.sum()
+            sums |= sums_of("value/loss", value)
         drift = (logprobs.detach() - old).abs()
-        sums = {name: float(by_token.detach().sum()) for name, by_token in metrics.items()}
-        return loss, Part(sums, (float(drift.sum()), float(drift.max())))
+        return Loss(loss + self._no_value(), Part(sums, (float(drift.sum()), float(drift.max()))))
+
+    def _value_loss(self, lesson: Lesson, some: Some, values: Tensor) -> losses.LossOutput:
+        assert lesson.returns is not None and lesson.rollout.values is not None
+        old, returns = some.tokens_of(lesson.rollout.values), some.tokens_of(lesson.returns)
+        return losses.ppo_value(values, old, returns, self.train.clip.value)
 
     @property
     def _module(self) -> Any:
         return self.training.module
 
     @property
-    def _value_weight(self) -> float:
-        """1 where the value's weights are its own: they have a learning rate of their own, too."""
-        return self.train.value_coefficient if self.train.value == "trunk" else 1.0
+    def _value_apart(self) -> bool:
+        """Whether the value has weights, and with them a learning rate, of its own."""
+        return self.train.has_value and self.train.value == "adapter"
 
-    def _nothing(self) -> Tensor:
-        nothing = self._module("nothing", "policy", None)
-        return nothing + self.roles.nothing("value") if self.roles.has("value") else nothing
+    def _no_value(self) -> Tensor | float:
+        """0, under a sharded optimiser with a gradient of 0 for a value function of its own: its
+        last backward pass must reach every parameter."""
+        sharded = self.engine.deepspeed is not None
+        return self.roles.nothing("value") if sharded and self._value_apart else 0.0
 
     def _imitate(self, lesson: Lesson) -> float:
         """Gradients of `coefficient` times the demonstrations' negative log-likelihood, a mean over

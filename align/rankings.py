@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.artifacts import Rows
-from align.checkpoints import Checkpoint
 from align.config import Train
 from align.engine import SCHEDULES, Engine, ParameterGroup
 from align.losses import LossOutput
+from align.ranking_meter import Meter
 from align.roles import Roles
 from align.stage import StageContext
 from preference_data import views
@@ -23,10 +23,15 @@ from preference_data.batches import Group, PackedBatch, pack, split_evenly
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement
 from preference_data.rendering import Renderer, RenderingError
+from preference_data.sources.store import AGGREGATED_FILE, read_judgements
 from preference_data.splits import check_leaks
 from reward_models.scalar_head import Truncation, cut_left
 
 log = logging.getLogger("align")
+
+
+Trains = Literal["pairs", "ties", "ratings"]
+"""What of a judgement is trained on: its ordered pairs, these and its ties, or ratings alone."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,19 @@ class Ranked:
     """(better, worse) places in the group; ties and unranked completions give none"""
 
     @property
+    def ties(self) -> tuple[tuple[int, int], ...]:
+        """Places in the group of every two answers that were found equally good."""
+        return tied_pairs(self.judgement)
+
+    @property
     def weight(self) -> float:
         """Of the whole judgement, shared by its pairs."""
         return self.judgement.weight
+
+    @property
+    def soft(self) -> bool:
+        """Whether it is a probability, which holds the ties of those who were asked."""
+        return self.judgement.probability is not None
 
     def label(self, better: int) -> float:
         """The probability that the answer at this place beats the other one of its pair."""
@@ -58,6 +73,18 @@ class Ranked:
         return 0.0 if above is None or below is None else max(0.0, above - below)
 
 
+def tied_pairs(judgement: Judgement) -> tuple[tuple[int, int], ...]:
+    """Places of every two responses of equal ranks; the losers of a best-of were not compared."""
+    if judgement.kind == "best_of":
+        return ()
+    return tuple(
+        (i, j)
+        for i, rank in enumerate(judgement.ranks)
+        for j, other in enumerate(judgement.ranks[i + 1 :], i + 1)
+        if rank is not None and rank == other
+    )
+
+
 @dataclass(frozen=True)
 class Rankings:
     """Both sides of the split, and the account of the judgements they came from."""
@@ -67,6 +94,8 @@ class Rankings:
     rows: Rows
     cut: int
     """Judgements on either side whose prompt lost its oldest tokens."""
+    left_out: Mapping[str, int]
+    """Judgements of which nothing is made, by reason."""
 
 
 class PairIndex(NamedTuple):
@@ -78,67 +107,144 @@ class PairIndex(NamedTuple):
     """[P]; the pairs of a judgement share its weight, so that K completions count once and not
     K (K - 1) / 2 times (Ouyang et al. 2022, eq. 1)"""
     label: Tensor
-    """[P] probability that the better one is better: 1, or a soft label's"""
+    """[P] probability that the better one is better: 1, or a soft label's; of a tie 1/2"""
     gap: Tensor
     """[P] by how much the better one was rated higher (`Ranked.gap`), on the judgement's scale"""
 
 
 def pair_index(rows: Sequence[Ranked]) -> PairIndex:
-    """The pairs of `rows` when their groups are packed in this order."""
-    better, worse, weight, label, gap, first = [], [], [], [], [], 0
+    """The ordered pairs of `rows` when their groups are packed in this order."""
+    return _index([(row, [(i, j, row.label(i)) for i, j in row.pairs]) for row in rows])
+
+
+def tie_index(rows: Sequence[Ranked]) -> tuple[PairIndex, Tensor]:
+    """The ordered pairs of `rows` and those that tie; [P] True for the latter.
+
+    All pairs of a judgement share its weight. A tie that is a soft label keeps it.
+    """
+    chosen: list[tuple[Ranked, list[tuple[int, int, float]]]] = []
+    tied: list[bool] = []
     for row in rows:
-        for i, j in row.pairs:
+        ordered = [(i, j, row.label(i)) for i, j in row.pairs]
+        equal = [(i, j, row.label(i) if row.soft else 0.5) for i, j in row.ties]
+        chosen.append((row, ordered + equal))
+        tied += [False] * len(ordered) + [True] * len(equal)
+    return _index(chosen), torch.tensor(tied, dtype=torch.bool)
+
+
+def _index(chosen: Sequence[tuple[Ranked, Sequence[tuple[int, int, float]]]]) -> PairIndex:
+    """Of each row, (better, worse, label) of its pairs."""
+    better, worse, weight, label, gap, first = [], [], [], [], [], 0
+    for row, pairs in chosen:
+        for i, j, probability in pairs:
             better.append(first + i)
             worse.append(first + j)
-            weight.append(row.weight / len(row.pairs))
-            label.append(row.label(i))
+            weight.append(row.weight / len(pairs))
+            label.append(probability)
             gap.append(row.gap(i, j))
         first += len(row.group.completions)
     return PairIndex(
-        torch.tensor(better), torch.tensor(worse), torch.tensor(weight), torch.tensor(label),
-        torch.tensor(gap),
+        torch.tensor(better, dtype=torch.long), torch.tensor(worse, dtype=torch.long),
+        torch.tensor(weight), torch.tensor(label), torch.tensor(gap),
     )  # fmt: skip
 
 
 def load_rankings(
     context: StageContext, source: str, renderer: Renderer, max_length: int,
-    truncation: Truncation = "none",
+    truncation: Truncation = "none", trains: Trains = "pairs",
 ) -> Rankings:  # fmt: skip
-    """The imported judgements as ids. Those without any ordered pair (ties) train nothing.
+    """The imported judgements as ids.
 
-    A judgement with a conversation longer than `max_length`, or one that cannot be rendered, is
-    left out and counted; with `truncation` left, one that is too long loses the beginning of its
-    prompt (`cut_left`), is counted too, and left out only if that is not enough. Raises DataError
-    if nothing is left to train on.
+    One that trains nothing (`trains`), a conversation longer than `max_length`, or one that cannot
+    be rendered is left out and counted; with `truncation` left, one that is too long loses the
+    beginning of its prompt (`cut_left`), is counted too, and left out only if that is not enough.
+    Raises DataError if nothing is left to train on.
     """
-    judgements = views.judgements(context.data[source])
+    judgements = _judgements(context, source, trains)
     sides = context.split(source, judgements)
     check_leaks(*sides, context.clusters)
-    left_out = cut = 0
+    left_out: Counter[str] = Counter()
+    cut = 0
     kept: list[list[Ranked]] = [[], []]
     for side, rows in zip(sides, kept, strict=True):
         for judgement in side:
-            whole = _group_of(judgement, renderer)
-            group = _fitting(whole, max_length, truncation, renderer) if whole else None
-            pairs = judgement.ordered_pairs()
-            if group is None:
-                left_out += 1
-            elif pairs:
-                rows.append(Ranked(judgement, group, pairs))
+            if (reason := _untrained(judgement, trains)) is not None:
+                left_out[reason] += 1
+            elif (whole := _group_of(judgement, renderer)) is None:
+                left_out["impossible to render"] += 1
+            elif (group := _fitting(whole, max_length, truncation, renderer)) is None:
+                left_out[f"longer than max_length {max_length}"] += 1
+            else:
+                rows.append(Ranked(judgement, group, judgement.ordered_pairs()))
                 cut += group is not whole
-    if not kept[0]:
+    _report(context, source, len(judgements), left_out, cut, max_length)
+    _check_anything(source, len(judgements), kept[0], left_out, trains)
+    out = left_out.total()
+    account = Rows(len(judgements), len(judgements) - out, out)
+    return Rankings(kept[0], kept[1], account, cut, left_out)
+
+
+def _judgements(context: StageContext, source: str, trains: Trains) -> list[Judgement]:
+    folder = context.data[source]
+    if trains != "ratings":
+        return views.judgements(folder)
+    if (folder / AGGREGATED_FILE).is_file():
         raise DataError(
-            f"data.{source}: none of the {len(judgements)} judgements can be trained on; "
-            f"{left_out} are longer than max_length {max_length} or cannot be rendered, the rest "
-            f"are ties or held out."
+            f"data.{source}.aggregate makes one verdict of many, but loss regression learns from "
+            f"every rating; remove it, or choose another loss."
         )
-    if cut and context.engine.is_main:
+    return [judgement for judgement in read_judgements(folder) if judgement.gold is None]
+
+
+def _untrained(judgement: Judgement, trains: Trains) -> str | None:
+    """Why nothing is made of the judgement, if that is so."""
+    if trains == "ratings":
+        rated = any(score is not None for score in judgement.scores or ())
+        return None if rated else "without ratings"
+    if judgement.ordered_pairs():
+        return None
+    if not tied_pairs(judgement):
+        return "without two ranked answers"
+    return None if trains == "ties" else "tied"
+
+
+def _report(
+    context: StageContext, source: str, judgements: int, left_out: Mapping[str, int], cut: int,
+    max_length: int,
+) -> None:  # fmt: skip
+    if not context.engine.is_main:
+        return
+    if left_out:
+        log.warning(
+            "%s: %d of %d judgements of data.%s are left out: %s.",
+            context.name, sum(left_out.values()), judgements, source, _reasons(left_out),
+        )  # fmt: skip
+    if cut:
         log.warning(
             "data.%s: %d of %d judgements lost the beginning of their prompt to max_length %d.",
-            source, cut, len(judgements), max_length,
+            source, cut, judgements, max_length,
         )  # fmt: skip
-    rows_of = Rows(len(judgements), len(judgements) - left_out, left_out)
-    return Rankings(kept[0], kept[1], rows_of, cut)
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+
+
+def _check_anything(
+    source: str, judgements: int, rows: Sequence[Ranked], left_out: Mapping[str, int],
+    trains: Trains,
+) -> None:  # fmt: skip
+    if not rows:
+        why = f"{_reasons(left_out)}; " if left_out else ""
+        raise DataError(
+            f"data.{source}: none of the {judgements} judgements can be trained on: {why}the rest "
+            f"is held out."
+        )
+    if trains == "ties" and not any(row.pairs or row.soft for row in rows):
+        raise DataError(
+            f"data.{source}: all of the {len(rows)} judgements to train on are ties, which do not "
+            f"say what a better answer is."
+        )
 
 
 def _group_of(judgement: Judgement, renderer: Renderer) -> Group | None:
@@ -179,14 +285,29 @@ def check_gaps(context: StageContext, rankings: Rankings, option: str) -> None:
         )  # fmt: skip
 
 
-Loss = Callable[[Any, PackedBatch, PairIndex, list[int]], LossOutput]
-"""(module to call, the rows' batch, its pairs, the rows' indices) -> a loss and metrics by pair."""
+class Weighted(NamedTuple):
+    """A loss by item (pairs, rankings, rated answers), and metrics that are of other items."""
+
+    loss: Tensor
+    """[N]"""
+    weight: Tensor
+    """[N]; that of a judgement's items sums to its own"""
+    metrics: dict[str, tuple[Tensor, Tensor]]
+    """By name, values and the weights of which they are the mean, 0 where there is no value."""
+
+
+Loss = Callable[[Any, PackedBatch, PairIndex, list[int]], LossOutput | Weighted]
+"""(module to call, the rows' batch, its ordered pairs, the rows' indices) -> a loss and metrics by
+pair, which are weighted as the pairs are, or with weights of their own."""
 
 
 def fit_rankings(
-    context: StageContext, roles: Roles, role: str, rows: Sequence[Ranked], loss: Loss
-) -> dict[str, float]:
-    """Trains `role` on the pairs of `rows`; returns the last metrics.
+    context: StageContext, roles: Roles, role: str, rows: Sequence[Ranked], loss: Loss,
+    apart: Sequence[ParameterGroup] = (),
+) -> dict[str, float]:  # fmt: skip
+    """Trains `role` on the judgements of `rows`; returns the last metrics.
+
+    Those of its parameters that are in `apart` have a learning rate of their own.
 
     1 the step's rows, the same on every rank; 2 in parts of at most tokens_per_forward, as many on
     every rank; 3 loss / the step's weight; 4 one step; 5 metrics over all ranks. An interrupted
@@ -196,7 +317,7 @@ def fit_rankings(
     order = steps_of_rows(len(rows), train, context.seed)
     training = engine.training(
         roles,
-        [ParameterGroup(roles.parameters_of(role), train.learning_rate)],
+        _groups(roles.parameters_of(role), train.learning_rate, apart),
         total_steps=len(order),
         schedule=SCHEDULES[train.lr_scheduler_type](train.warmup_steps),
         max_grad_norm=train.max_grad_norm,
@@ -214,7 +335,8 @@ def fit_rankings(
         mine = engine.share([[indices[i] for i in sorted(part)] for part in parts])
         for place, part in enumerate(mine, 1):
             summed = _part_loss(training.module, role, rows, part, loss, meter, engine)
-            training.backward(summed / weight, last=place == len(mine))  # 3
+            ids = (rows[i].judgement.id for i in part)
+            training.backward(summed / weight, place == len(mine), ids)  # 3
         rate = training.learning_rates[0]
         norm = training.step()  # 4
         meter.step(weight)
@@ -228,6 +350,14 @@ def fit_rankings(
     return meter.last
 
 
+def _groups(
+    parameters: Sequence[nn.Parameter], rate: float, apart: Sequence[ParameterGroup]
+) -> list[ParameterGroup]:
+    taken = {id(parameter) for group in apart for parameter in group.parameters}
+    rest = [parameter for parameter in parameters if id(parameter) not in taken]
+    return [ParameterGroup(rest, rate), *apart]
+
+
 def _part_loss(
     module: Any, role: str, rows: Sequence[Ranked], mine: list[int], loss: Loss, meter: Meter,
     engine: Engine,
@@ -239,6 +369,10 @@ def _part_loss(
     batch = pack([row.group for row in part]).to(engine.device)
     pairs = PairIndex(*(tensor.to(engine.device) for tensor in pair_index(part)))
     output = loss(module, batch, pairs, mine)
+    if isinstance(output, Weighted):
+        meter.add({"train/loss": output.loss.detach()}, output.weight, batch.tokens)
+        meter.add_means(output.metrics)
+        return (output.weight * output.loss).sum()
     meter.add({"train/loss": output.loss.detach(), **output.metrics}, pairs.weight, batch.tokens)
     return (pairs.weight * output.loss).sum()
 
@@ -247,62 +381,6 @@ def by_group(rows: Sequence[Ranked], flat: Sequence[float]) -> list[Tensor]:
     """Numbers of all sequences, in order, as one tensor [K] a row."""
     sizes = [len(row.group.completions) for row in rows]
     return list(torch.tensor(flat).split(sizes))
-
-
-class Meter:
-    """Means over the rows of all ranks since the last log line."""
-
-    def __init__(self, context: StageContext):
-        self._context = context
-        self._sums: dict[str, float] = {}
-        self._weight = 0.0
-        self._tokens = 0
-        self._since = time.monotonic()
-        self.last: dict[str, float] = {}
-
-    def add(self, metrics: Mapping[str, Tensor], weights: Tensor, tokens: int) -> None:
-        """[P] metrics and weights of this rank's pairs."""
-        for name, values in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float((weights * values).sum())
-        self._tokens += tokens
-
-    def step(self, weight: float) -> None:
-        """Counts the weight that all ranks together put into an optimiser step."""
-        self._weight += weight
-
-    def log(self, number: int, more: Mapping[str, float]) -> None:
-        """One line of metrics, over all ranks."""
-        sums = self._context.engine.gather([self._sums])
-        tokens = sum(self._context.engine.gather([self._tokens]))
-        names = {name: None for part in sums for name in part}
-        now = time.monotonic()
-        self.last = {
-            **{name: sum(part.get(name, 0.0) for part in sums) / self._weight for name in names},
-            **more,
-            "train/tokens_per_second": tokens / (now - self._since),
-        }
-        self._context.tracker.log(number, self.last)
-        self._sums, self._weight, self._tokens, self._since = {}, 0.0, 0, now
-
-    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What all ranks have in common, and this rank's own sums, for a checkpoint."""
-        common = {"weight": self._weight, "last": self.last}
-        return common, {"sums": self._sums, "tokens": self._tokens}
-
-    def restore(self, found: Checkpoint) -> None:
-        """Goes on from a checkpoint's sums; of another number of ranks, rank 0 takes all."""
-        if not found.number:
-            return
-        self._weight, self.last = found.state["weight"], dict(found.state["last"])
-        engine = self._context.engine
-        if len(found.ranks) == engine.world_size:
-            mine = [found.ranks[engine.rank]]
-        else:
-            mine = list(found.ranks) if engine.is_main else []
-        for part in mine:
-            self._tokens += part["tokens"]
-            for name, total in part["sums"].items():
-                self._sums[name] = self._sums.get(name, 0.0) + total
 
 
 def steps_of_rows(rows: int, train: Train, seed: int) -> list[list[int]]:

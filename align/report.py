@@ -16,6 +16,7 @@ from typing import Any
 from align.artifacts import write_text
 from align.displacement import remark as displacement_remark
 from align.report_ppo import over_optimisation
+from align.report_reward import card_view, share
 from align.summary import (
     Row,
     StepRecord,
@@ -48,7 +49,9 @@ def write_report(run_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, short=short, duration=duration, text=as_text)
+    environment.filters.update(
+        number=number, short=short, duration=duration, text=as_text, share=share
+    )
     page = environment.get_template("report.html.jinja").render(
         run=run,
         headline=[rate for step in run.steps for rate in win_rates(step.metrics)],
@@ -60,6 +63,7 @@ def write_report(run_dir: Path) -> Path:
         charts=charts,
         finding_in_words=finding_in_words,
         over_optimisation=over_optimisation,
+        card_view=card_view,
         metric_table=metric_table,
         policy_table=policy_table,
         side_by_side=side_by_side,

@@ -7,15 +7,12 @@ the text of prompt and completion; ids are never used again with another tokeniz
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-import os
-import sys
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from align.artifacts import Rows
 from align.config import (
     AnyReward,
     ConfigError,
@@ -24,15 +21,22 @@ from align.config import (
     ModelReward,
     ServiceReward,
 )
-from align.config_rewards import leaves
+from align.config_rewards import Combine, leaves
 from align.engine import Engine
+from align.ensembles import (
+    add_reward_step,
+    member_scores,
+    normalised,
+    reward_scorings,
+    reward_weights,
+)
+from align.reward_checks import load_function, token_of
 from align.roles import Roles, load_head
-from align.rollout import Scorer as GroupScorer
-from align.rollout import packed_scores
 from align.stage import StageContext
 from preference_data.batches import Group
 from preference_data.records import Prompt
-from reward_models.scalar_head import RewardModel, ScalarHead, Scoring, value_head_from
+from reward_models.reward_model import RewardModel
+from reward_models.scalar_head import ScalarHead, Scoring, value_head_from
 from reward_models.scoring import (
     Answer,
     Ensemble,
@@ -41,11 +45,14 @@ from reward_models.scoring import (
     Part,
     Scorer,
     Scores,
-    ScoringError,
     Service,
     WeightedSum,
     checked,
+    combined,
+    parts_of,
 )
+
+log = logging.getLogger("align")
 
 TextReward = FunctionReward | ModelReward | ServiceReward
 """What is asked with text alone."""
@@ -61,43 +68,120 @@ class Sampled(Answer):
 
 @dataclass(frozen=True)
 class OnSharedBase:
-    """A reward step as a role on the policy's base, scored from ids: (raw - mean) / std."""
+    """A reward step as a role on the policy's base, scored from ids: (raw - mean) / std.
+
+    The members of an ensemble, each with its own mean and spread, read one packed batch together
+    and are combined.
+    """
 
     roles: Roles
     role: str
-    scoring: Scoring
+    scorings: tuple[Scoring, ...]
+    """of each member, or of the one model"""
     tokens: int
     """a forward pass holds at most"""
     engine: Engine
     name: str
+    combine: Combine = "mean"
+    std_weight: float = 1.0
 
     def __call__(self, answers: Sequence[Sampled]) -> Scores:
         bos = self.roles.renderer.tokenizer.bos_token_id
-        groups = [self.scoring.cut(answer.group, bos) for answer in answers]
-        raw = packed_scores(self.roles, self.role, groups, self.tokens, self.engine)
-        scores = [(score - self.scoring.mean) / self.scoring.std for score in raw]
-        return Scores(checked(scores, answers, self.name))
+        # Members of one step cut alike.
+        groups = [self.scorings[0].cut(answer.group, bos) for answer in answers]
+        raw = member_scores(self.roles, self.role, groups, self.tokens, self.engine)
+        scores = normalised(raw, self.scorings)
+        if len(scores) == 1:
+            return Scores(checked(scores[0], answers, self.name))
+        for number, row in enumerate(scores, 1):
+            checked(row, answers, f"member {number} of {self.name}")
+        return combined(scores, self.combine, self.std_weight)
+
+    def refusal(self, prompt: tuple[int, ...], tokens: int) -> str | None:
+        """Why a completion of so many tokens to the prompt could not be scored, or None."""
+        longest = Group(prompt, ((0,) * tokens,))
+        try:
+            self.scorings[0].cut(longest, self.roles.renderer.tokenizer.bos_token_id)
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+@dataclass(frozen=True)
+class RolloutScorer:
+    """Gives a score to each group of one completion."""
+
+    context: StageContext
+    roles: Roles
+    scorer: Scorer[Sampled]
+    prompts: Mapping[tuple[int, ...], Prompt]
+    """by their ids"""
+
+    def __call__(self, groups: Sequence[Group]) -> Scores:
+        decode = self.roles.renderer.decode
+        return self.scorer(
+            [
+                Sampled(self.prompts[group.prompt], decode(group.completions[0]), group)
+                for group in groups
+            ]
+        )
+
+    def readable(self, rows: Rows) -> tuple[dict[tuple[int, ...], Prompt], Rows]:
+        """The prompts to which every reward model can score even the longest response, and `rows`,
+        their account, without the others, which are named in the log.
+
+        A model with another tokenizer counts other tokens in a response; it is taken to count no
+        more than the policy. Raises ConfigError if no prompt is left.
+        """
+        tokens = self.context.step.train.max_new_tokens
+        reasons: dict[tuple[int, ...], str] = {}
+        for part in parts_of(self.scorer):
+            for ids, prompt in self.prompts.items():
+                why = None
+                if isinstance(part, OnSharedBase):
+                    why = part.refusal(ids, tokens)
+                elif isinstance(part, Model):
+                    why = part.refusal(prompt, tokens)
+                if why is not None:
+                    reasons.setdefault(ids, f"{part.name} cannot read it: {why}")
+        if not reasons:
+            return dict(self.prompts), rows
+        return self._without(reasons, rows)
+
+    def _without(
+        self, reasons: Mapping[tuple[int, ...], str], rows: Rows
+    ) -> tuple[dict[tuple[int, ...], Prompt], Rows]:
+        first, why = next(iter(reasons.items()))
+        text = self.prompts[first].text
+        said = (
+            f"{len(reasons)} of {len(self.prompts)} prompts of data.{self.context.step.data} "
+            f"are left out, the first {text[:60]!r}: {why}"
+        )
+        if len(reasons) == len(self.prompts):
+            raise ConfigError(
+                f"steps.{self.context.name}.reward: all {said}; lower max_new_tokens or "
+                f"max_prompt_length, or take another reward model."
+            )
+        if self.context.engine.is_main:
+            log.warning("%s: %s.", self.context.name, said)
+        kept = {ids: prompt for ids, prompt in self.prompts.items() if ids not in reasons}
+        lost = len(reasons)
+        return kept, replace(
+            rows, rows_out=rows.rows_out - lost, quarantined=rows.quarantined + lost
+        )
 
 
 def make_scorer(
     context: StageContext, roles: Roles, prompts: Mapping[tuple[int, ...], Prompt]
-) -> GroupScorer:
+) -> RolloutScorer:
     """What gives a score to each group of one completion; `prompts` are those of the ids.
 
     The roles of `add_reward_roles` are there. Raises ConfigError for a function, a model or a token
     that cannot be had.
     """
-    scorer = _scorer(context, roles, context.step.reward, f"steps.{context.name}.reward")
-
-    def score(groups: Sequence[Group]) -> Scores:
-        return scorer(
-            [
-                Sampled(prompts[group.prompt], roles.renderer.decode(group.completions[0]), group)
-                for group in groups
-            ]
-        )
-
-    return score
+    where, tokens = f"steps.{context.name}.reward", context.step.train.tokens_per_forward
+    scorer = Scorers(context, roles, reward_role, tokens).scorer(context.step.reward, where)
+    return RolloutScorer(context, roles, scorer, prompts)
 
 
 def add_reward_roles(context: StageContext, roles: Roles) -> None:
@@ -106,8 +190,13 @@ def add_reward_roles(context: StageContext, roles: Roles) -> None:
     Raises ValueError for a reward model that was trained with another tokenizer or template.
     """
     for step in _steps_on(context, roles):
-        weights, _ = _reward_model(context, step, roles.renderer.fingerprint())
-        roles.add(_role(step), weights=weights, head=load_head(weights))
+        reward_scorings(context, step, roles.renderer.fingerprint())
+        add_reward_step(context, roles, step, reward_role(step))
+
+
+def reward_role(step: str) -> str:
+    """What a step's model is called among the roles of a policy that it rewards."""
+    return f"reward_{step}"
 
 
 def value_start(context: StageContext, roles: Roles) -> tuple[Path, ScalarHead] | None:
@@ -116,7 +205,8 @@ def value_start(context: StageContext, roles: Roles) -> tuple[Path, ScalarHead] 
     if isinstance(context.step.reward, tuple):
         return None
     for step in _steps_on(context, roles):
-        weights, scoring = _reward_model(context, step, roles.renderer.fingerprint())
+        weights = reward_weights(context, step)[0]
+        scoring = reward_scorings(context, step, roles.renderer.fingerprint())[0]
         return weights, value_head_from(load_head(weights), scoring)
     return None
 
@@ -131,58 +221,80 @@ def text_scorer(reward: TextReward, where: str, device: str = "cpu") -> Scorer[A
     if isinstance(reward, ServiceReward):
         return Service(
             reward.url, f"the reward service {reward.label}", reward.batch_size, reward.timeout,
-            reward.patience, _token(reward, where),
+            reward.patience, token_of(reward, where),
         )  # fmt: skip
-    return _beside(reward.model, None, f"the reward model {reward.label}", f"{where}.model", device)
+    return beside(reward.model, None, f"the reward model {reward.label}", f"{where}.model", device)
 
 
-def _scorer(context: StageContext, roles: Roles, reward: AnyReward, where: str) -> Scorer[Sampled]:
-    if isinstance(reward, tuple):
-        return WeightedSum(
-            tuple(
-                Part(
-                    _scorer(context, roles, part.reward, f"{where}[{index}].reward"),
-                    part.weight,
-                    part.label,
-                )
-                for index, part in enumerate(reward)
-            )
-        )
-    if isinstance(reward, EnsembleReward):
-        members = tuple(
-            _scorer(context, roles, member, f"{where}.ensemble[{index}]")
-            for index, member in enumerate(reward.ensemble)
-        )
-        return Ensemble(members, reward.combine, reward.std_weight)
-    if isinstance(reward, str):
-        return _step_scorer(context, roles, reward, where)
-    return text_scorer(reward, where, str(context.engine.device))
+def beside(
+    path: str, base: str | None, name: str, where: str, device: str, combine: Combine = "mean",
+    std_weight: float = 1.0,
+) -> Model:  # fmt: skip
+    """The reward model in a folder, with a base of its own; combined, if it is an ensemble.
 
-
-def _step_scorer(context: StageContext, roles: Roles, step: str, where: str) -> Scorer[Sampled]:
-    name, base = f"the reward model {step!r}", context.base_of(step)
-    if base != roles.base_path:
-        path = str(context.inputs[step].path)
-        return _beside(path, base, name, where, str(context.engine.device))
-    _, scoring = _reward_model(context, step, roles.renderer.fingerprint())
-    tokens = context.step.train.tokens_per_forward
-    return OnSharedBase(roles, _role(step), scoring, tokens, context.engine, name)
-
-
-def _beside(path: str, base: str | None, name: str, where: str, device: str) -> Model:
-    import torch
-
+    Raises ConfigError, with the option `where`, if it cannot be loaded.
+    """
     try:
-        with torch.device(device):
-            model = RewardModel.load(path, base)
+        model = RewardModel.from_pretrained(path, base=base, device=device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"{where} {path!r} cannot be loaded: {reason}") from error
-    return Model(model, name, device)
+    return Model(model, name, combine, std_weight)
 
 
-def _role(step: str) -> str:
-    return f"reward_{step}"
+@dataclass(frozen=True)
+class Scorers:
+    """Makes the scorers of a configured reward, part by part."""
+
+    context: StageContext
+    roles: Roles
+    role_of: Callable[[str], str]
+    """what a step's model is called among the roles"""
+    tokens: int
+    """a forward pass on the shared base holds at most"""
+
+    def scorer(self, reward: AnyReward, where: str) -> Scorer[Sampled]:
+        if isinstance(reward, tuple):
+            return WeightedSum(
+                tuple(
+                    Part(
+                        self.scorer(part.reward, f"{where}[{index}].reward"),
+                        part.weight,
+                        part.label,
+                    )
+                    for index, part in enumerate(reward)
+                )
+            )
+        if isinstance(reward, EnsembleReward):
+            return self._ensemble(reward, where)
+        if isinstance(reward, str):
+            return self.step(reward, where)
+        return text_scorer(reward, where, str(self.context.engine.device))
+
+    def _ensemble(self, reward: EnsembleReward, where: str) -> Scorer[Sampled]:
+        if isinstance(reward.ensemble, str):
+            return self.step(
+                reward.ensemble, f"{where}.ensemble", reward.combine, reward.std_weight
+            )
+        members = tuple(
+            self.scorer(member, f"{where}.ensemble[{index}]")
+            for index, member in enumerate(reward.ensemble)
+        )
+        return Ensemble(members, reward.combine, reward.std_weight)
+
+    def step(
+        self, step: str, where: str, combine: Combine = "mean", std_weight: float = 1.0
+    ) -> Scorer[Sampled]:
+        context, roles = self.context, self.roles
+        name, base = f"the reward model {step!r}", context.base_of(step)
+        if base != roles.base_path:
+            path, device = str(context.inputs[step].path), str(context.engine.device)
+            return beside(path, base, name, where, device, combine, std_weight)
+        return OnSharedBase(
+            roles, self.role_of(step),
+            reward_scorings(context, step, roles.renderer.fingerprint()),
+            self.tokens, context.engine, name, combine, std_weight,
+        )  # fmt: skip
 
 
 def _steps_on(context: StageContext, roles: Roles) -> Iterator[str]:
@@ -191,62 +303,3 @@ def _steps_on(context: StageContext, roles: Roles) -> Iterator[str]:
     for leaf in named:
         if isinstance(leaf, str) and context.base_of(leaf) == roles.base_path:
             yield leaf
-
-
-def _reward_model(context: StageContext, step: str, renderer: str) -> tuple[Path, Scoring]:
-    weights = context.weights_of(step)
-    assert weights is not None
-    scoring = Scoring.load(weights)
-    scoring.check(renderer, f"the reward model {step!r}")
-    return weights, scoring
-
-
-def _token(reward: ServiceReward, where: str) -> str | None:
-    if reward.token_env is None:
-        return None
-    token = os.environ.get(reward.token_env, "").strip()
-    if not token:
-        raise ConfigError(
-            f"{where}.token_env names the environment variable {reward.token_env}, which is not "
-            f"set; put the service's token there."
-        )
-    if not (token.isascii() and token.isprintable()):
-        raise ConfigError(
-            f"{where}.token_env: what the environment variable {reward.token_env} holds has "
-            f"characters that no header can carry; put the token alone there."
-        )
-    return token
-
-
-def load_function(reference: str) -> Callable[[list[str], list[str]], Any]:
-    """The function that `file.py:name` names. Raises ConfigError if there is none."""
-    path, _, name = reference.rpartition(":")
-    file = Path(path)
-    if not path or not file.is_file():
-        raise ConfigError(f"function {reference!r}: there is no file {path!r}; write file.py:name.")
-    function = getattr(_module(file), name, None)
-    if not callable(function) or inspect.isclass(function):
-        raise ConfigError(
-            f"function {reference!r}: {path} has no function {name}(prompts, completions)."
-        )
-    try:
-        Function(function, name)
-    except ScoringError as error:
-        raise ConfigError(f"function {reference!r}: {error}.") from None
-    return function
-
-
-def _module(file: Path) -> Any:
-    """The file as a module. Raises ConfigError when it cannot be run."""
-    name = f"reward_file_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look for their module there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(
-            f"function {str(file)!r} cannot be loaded: {type(error).__name__}: {error}."
-        ) from error
-    return module

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from align.adapters import Active, Pinned, adapted, checkpointing
 from align.config import Lora
+from align.folded import fold
 from align.tensors import TokenLogprobs, token_logprobs
 from preference_data.attention import hidden_states
 from preference_data.batches import PackedBatch
 from preference_data.rendering import Renderer
-from reward_models.scalar_head import HEAD_KEY, ScalarHead, Scoring
+from reward_models.scalar_head import ADAPTER_FILE, HEAD_KEY, ScalarHead, Scoring, load_head
 
-ADAPTER_FILE = "adapter_model.safetensors"
+__all__ = ["ADAPTER_FILE", "Role", "Roles", "load_head"]
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Role:
     head: ScalarHead | None = None
     trunk: str | None = None
     """The role whose hidden states the head reads; None = its own."""
+    members: tuple[str, ...] = ()
+    """The roles whose mean score is its score; it has nothing else."""
 
 
 class Roles(nn.Module):
@@ -81,7 +84,8 @@ class Roles(nn.Module):
             self.heads[role] = head.requires_grad_(trainable)
         if self._lora is not None and (weights is not None or fresh):
             entry.adapter = role
-            self._add_adapter(role, self._lora_config(weights))
+            config = self._lora_config(weights)
+            self._add_adapter(role, config if head is None else _below_heads(config, self.model))
             if weights is not None:
                 self._load_adapter(role, weights)
             self._set_trainable(role, trainable)
@@ -97,6 +101,19 @@ class Roles(nn.Module):
         """Adds a role that is a trained head on the hidden states of the role `trunk`."""
         self.heads[role] = head.requires_grad_(True)
         self._roles[role] = Role(head=head, trunk=trunk)
+
+    def add_mean(self, role: str, members: Sequence[str]) -> None:
+        """Makes `role` one whose score is the mean of the members' scores; again with others."""
+        self._roles[role] = Role(members=tuple(members))
+
+    def members(self, role: str) -> tuple[str, ...]:
+        """The roles whose mean this one is; the role itself if it is none."""
+        return self._roles[role].members or (role,)
+
+    def freeze(self, role: str) -> None:
+        """Ends the training of the role."""
+        for parameter in self.parameters_of(role):
+            parameter.requires_grad_(False)
 
     def has(self, role: str) -> bool:
         return role in self._roles
@@ -124,6 +141,7 @@ class Roles(nn.Module):
             # With checkpointing on, peft makes the embeddings require a gradient, which only
             # reentrant checkpointing needs.
             self.model.get_base_model().disable_input_require_grads()
+        fold(self.model)
 
     def _load_adapter(self, role: str, weights: Path) -> None:
         state = load_file(weights / ADAPTER_FILE)
@@ -199,8 +217,20 @@ class Roles(nn.Module):
             return token_logprobs(hidden, head, batch.targets, temperature, entropy_gradient)
 
     def scores(self, role: str, batch: PackedBatch) -> Tensor:
-        """[B] the role's head at the last token of every sequence."""
-        return self.head(role)(self.hidden(role, batch).flatten(0, 1)[batch.last_at])
+        """[B] the role's head at the last token of every sequence; the mean of its members'."""
+        return self.member_scores(role, batch).mean(dim=0)
+
+    def member_scores(self, role: str, batch: PackedBatch) -> Tensor:
+        """[M, B] the same of each of the role's M members, or of the role itself (M = 1).
+
+        One forward pass a member: one pass over as many copies of the batch, each row with its
+        adapter (peft's `adapter_names`), computes as much and takes twice as long.
+        """
+        found = [
+            self.head(name)(self.hidden(name, batch).flatten(0, 1)[batch.last_at])
+            for name in self.members(role)
+        ]
+        return torch.stack(found)
 
     def values(self, role: str, batch: PackedBatch) -> Tensor:
         """[N] the role's head before every completion token: the value of the state it is drawn
@@ -209,18 +239,18 @@ class Roles(nn.Module):
 
     def policy_and_values(
         self, role: str, batch: PackedBatch, temperature: float, entropy_gradient: bool = False,
-        value_alone: bool = False,
+        value_alone: bool = False, own_values: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         """[N] log-probabilities and entropies under `role`, and values under `value` if there is
-        such a role: what a PPO loss needs, in one call, so that a sharded optimiser sees one
-        backward pass. A head on `role` shares its forward; with `value_alone` it sends no gradient
-        into it."""
+        such a role: what a PPO loss needs, in one call. A head on `role` shares its forward; with
+        `value_alone` it sends no gradient into it. Without `own_values` a value that takes a
+        forward of its own is left out."""
         hidden = self._predictors(role, batch)
         logprobs, entropy = self._logprobs(role, hidden, batch, temperature, entropy_gradient)
         values = None
         if self.has("value") and self._roles["value"].trunk == role:
             values = self.head("value")(hidden.detach() if value_alone else hidden)
-        elif self.has("value"):
+        elif own_values and self.has("value"):
             values = self.values("value", batch)
         return logprobs, entropy, values
 
@@ -284,24 +314,23 @@ class Roles(nn.Module):
             config.num_labels = 1
             scorer = AutoModelForSequenceClassification.from_config(config)
             scorer.base_model.load_state_dict(model.base_model.state_dict())
-            scorer.score.weight.data.copy_(entry.head.weight.data)
+            scorer.score.float().weight.data.copy_(entry.head.weight.data)
             model = scorer
         model.save_pretrained(target)
 
 
+def _below_heads(config: LoraConfig, model: Any) -> LoraConfig:
+    """The adapter of a scorer: neither on the language head, which it has not, nor on what
+    transformers calls its scalar head."""
+    output = model.get_output_embeddings()
+    heads = {name.split(".")[-1] for name, part in model.named_modules() if part is output}
+    if not isinstance(config.target_modules, str):
+        kept = [name for name in config.target_modules or () if name not in {*heads, "score"}]
+        config.target_modules = kept
+    return config
+
+
 # --- reading what was saved -----------------------------------------------------------------------
-
-
-def load_head(folder: Path) -> ScalarHead:
-    """The scalar head saved in an `adapter/` or `model/` folder. Raises KeyError if none is."""
-    if (folder / ADAPTER_FILE).is_file():
-        weight = load_file(folder / ADAPTER_FILE)[HEAD_KEY]
-    else:
-        weight = load_file(folder / "model.safetensors")["score.weight"]
-    head = ScalarHead(weight.shape[1])
-    with torch.no_grad():
-        head.weight.copy_(weight)
-    return head
 
 
 def _policy_weights(folder: Path, model: Any) -> dict[str, Tensor]:

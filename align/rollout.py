@@ -14,7 +14,14 @@ from align.adapters import merged
 from align.engine import Engine
 from align.policy import Response, respond
 from align.roles import Roles
-from preference_data.batches import Group, PackedBatch, join_prompts, pack, split_by_tokens
+from preference_data.batches import (
+    Group,
+    PackedBatch,
+    distinct,
+    join_prompts,
+    pack,
+    split_by_tokens,
+)
 from reward_models.scoring import Scores
 
 Scorer = Callable[[Sequence[Group]], Scores]
@@ -196,10 +203,12 @@ def packed_tokens(
 def packed_scores(
     roles: Roles, role: str, groups: Sequence[Group], tokens: int, engine: Engine
 ) -> list[float]:
-    """The role's raw score of every sequence of `groups`, in forwards of at most `tokens`."""
+    """The role's raw score of every sequence of `groups`, in forwards of at most `tokens`; equal
+    conversations are computed once."""
     scores: list[float] = []
-    groups = join_prompts(groups)
-    for part in split_by_tokens(groups, tokens):
-        batch = pack([groups[i] for i in part]).to(engine.device)
+    single, places = distinct(groups)
+    joined = join_prompts(single)
+    for part in split_by_tokens(joined, tokens):
+        batch = pack([joined[i] for i in part]).to(engine.device)
         scores += roles.scores(role, batch).float().cpu().tolist()
-    return scores
+    return [scores[place] for place in places]

@@ -81,7 +81,10 @@ def check_places(source: str, output: Path, earlier: Path | None) -> None:
 
 
 def load_scores(folders: Sequence[Path]) -> list[Score]:
-    """The reward models in these folders. Raises ConfigError for a folder that holds none."""
+    """The reward models in these folders, each member of an ensemble as one of its own.
+
+    Raises ConfigError for a folder that holds none.
+    """
     for folder in folders:
         step = Artifact.load(folder)
         if step is not None and step.kind != "reward":
@@ -89,9 +92,10 @@ def load_scores(folders: Sequence[Path]) -> list[Score]:
     from reward_models import RewardModel
 
     try:
-        return [RewardModel.load(folder).score for folder in folders]
+        models = [RewardModel.from_pretrained(folder) for folder in folders]
     except FileNotFoundError as error:
         raise ConfigError(f"--model: {error}") from None
+    return [one.score for model in models for one in model.members or (model,)]
 
 
 def write_selection(

@@ -138,6 +138,8 @@ class StepRecord:
     samples: list[Row]
     findings: list[Row]
     """What the doctor of a ppo step found: `name`, `severity`, `step`, `until` and `text`."""
+    card: Row
+    """The report card of a reward step (reward_models/report_card.py)."""
     settings: Row
     artifact: Row
 
@@ -224,6 +226,7 @@ def _read_step(run_dir: Path, name: str, config: Row, summary: Row, notes: list[
         history=history,
         samples=_read_lines(folder / "samples.jsonl", run_dir, notes),
         findings=_read_findings(folder, run_dir, notes),
+        card=_read_object(folder / "report_card.json", run_dir, notes),
         settings=settings,
         artifact=artifact,
     )

@@ -12,7 +12,7 @@ import torch
 
 from align.base import checkpointed_layers
 from align.config import TextTrain
-from align.engine import Engine
+from align.engine import Engine, NonFiniteError
 from align.tracking import Tracker
 from preference_data.rendering import Renderer
 
@@ -31,7 +31,8 @@ def fit_language_model(
     Only tokens whose mask is 1 count (all, without a mask). A row is a document: nothing is packed.
     An interrupted training starts again: there are no checkpoints inside it. Returns the last
     metrics.
-    Raises ConfigError if the batch does not divide by the ranks, ValueError without rows.
+    Raises ConfigError if the batch does not divide by the ranks, ValueError without rows, and
+    NonFiniteError at the next log line after a loss or gradient that is not a number.
     """
     if not rows:
         raise ValueError(
@@ -51,6 +52,7 @@ def fit_language_model(
             processing_class=renderer.tokenizer,
             callbacks=[callback],
         )
+        engine.check_trainer(trainer)
         # It prints a dictionary a log step; the tracker has the numbers already.
         from transformers.trainer_callback import PrinterCallback
 
@@ -83,10 +85,10 @@ def _arguments(
         max_grad_norm=train.max_grad_norm,
         max_length=None,
         logging_steps=min(train.logging_steps, steps),  # a short run has a last line too
+        logging_nan_inf_filter=False,  # it shows the loss before instead
         completion_only_loss=masked,
         dataloader_pin_memory=engine.device.type == "cuda",
         **_checkpointing(SFTConfig, model),
-        bf16=False,
         disable_tqdm=True,
         report_to="none",
         save_strategy="no",
@@ -123,6 +125,11 @@ def _track(tracker: Tracker) -> Any:
         def on_log(self, args, state, control, logs=None, **_):
             logged = (logs or {}).items()
             metrics = {names[key]: float(value) for key, value in logged if key in names}
+            if not all(map(math.isfinite, metrics.values())):
+                raise NonFiniteError(
+                    f"a loss or gradient is not a number by optimiser step {state.global_step}: "
+                    f"{metrics}"
+                )
             if "train/loss" in metrics:
                 tracker.log(state.global_step, metrics)
                 self.last = metrics

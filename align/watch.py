@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from align.doctor import Doctor
+from align.doctor import LASTING, Doctor
 from align.judges import GOLD, Judge, add_judge, make_judge
 from align.rewards import Sampled
 from align.roles import Roles
@@ -18,7 +19,17 @@ from align.stage import StageContext
 from preference_data.records import Prompt
 
 KEPT = "best_policy/"
-"""Before the number of each of its tensors in a checkpoint."""
+"""Before the iteration and the number of each of their tensors in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A policy, and the iteration whose rollout it made."""
+
+    iteration: int
+    value: float
+    metrics: dict[str, float]
+    weights: list[Tensor]
 
 
 class BestPolicy:
@@ -26,50 +37,77 @@ class BestPolicy:
 
     An iteration's numbers are those of the policy that it began with, before its updates: that one
     is remembered at the beginning and kept if the numbers turn out best. Every rank holds the copy.
+
+    The newest `doubtful` policies are not chosen from unless there is no other. Where the value is
+    the reward itself, it is highest just when the policy falls ill, and an illness is only seen
+    when it has lasted.
     """
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.iteration = 0
-        """Whose rollout it was; 0 as long as there is none"""
-        self.metrics: dict[str, float] = {}
-        self._value = -math.inf
+    def __init__(self, parameters: list[nn.Parameter], doubtful: int = 0) -> None:
         self._parameters = parameters
+        self._doubtful = doubtful
         self._before: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        self._best: Judged | None = None
+        self._newest: list[Judged] = []
+        """The doubtful ones, the oldest first"""
+
+    @property
+    def chosen(self) -> Judged | None:
+        """The best, or the oldest of the doubtful ones where there is none yet."""
+        return self._best or next(iter(self._newest), None)
 
     def remember(self) -> None:
         """Copies the policy as it is now."""
         self._before = [p.detach().to("cpu", copy=True) for p in self._parameters]
 
     def judge(self, iteration: int, value: float, metrics: Mapping[str, float]) -> None:
-        """Keeps what was remembered if `value` is the highest so far; NaN never is."""
-        if value > self._value:
-            self.iteration, self._value, self.metrics = iteration, value, dict(metrics)
-            self._kept = self._before
+        """Keeps what was remembered if `value` is the highest so far; one that is not finite never
+        is."""
+        if not math.isfinite(value):
+            return
+        self._newest.append(Judged(iteration, value, dict(metrics), self._before))
+        if len(self._newest) > self._doubtful:
+            found = self._newest.pop(0)
+            if self._best is None or found.value > self._best.value:
+                self._best = found
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Puts the kept policy into the parameters, if there is one."""
-        for parameter, kept in zip(self._parameters, self._kept, strict=bool(self._kept)):
-            parameter.copy_(kept)
+        """Puts the chosen policy into the parameters, if there is one."""
+        if self.chosen is not None:
+            for parameter, kept in zip(self._parameters, self.chosen.weights, strict=True):
+                parameter.copy_(kept)
 
-    def state(self) -> dict[str, Any] | None:
-        """What a checkpoint keeps besides `tensors`, as plain JSON; None if there is nothing."""
-        if not self.iteration:
-            return None
-        metrics = {name: v if math.isfinite(v) else None for name, v in self.metrics.items()}
-        return {"iteration": self.iteration, "value": self._value, "metrics": metrics}
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides `tensors`, as plain JSON."""
+        best = None if self._best is None else _plain(self._best)
+        return {"best": best, "newest": [_plain(one) for one in self._newest]}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"{KEPT}{number}": tensor for number, tensor in enumerate(self._kept)}
+        held = self._newest if self._best is None else [self._best, *self._newest]
+        return {
+            f"{KEPT}{one.iteration}/{number}": tensor
+            for one in held
+            for number, tensor in enumerate(one.weights)
+        }
 
-    def load_state(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Goes on from `state` and `tensors`, among which there may be others."""
-        if state is None:
-            return
-        self.iteration, self._value = state["iteration"], state["value"]
-        self.metrics = {n: math.nan if v is None else v for n, v in state["metrics"].items()}
-        self._kept = [tensors[f"{KEPT}{number}"] for number in range(len(self._parameters))]
+
+        def judged(plain: Mapping[str, Any]) -> Judged:
+            metrics = {n: math.nan if v is None else v for n, v in plain["metrics"].items()}
+            names = (f"{KEPT}{plain['iteration']}/{n}" for n in range(len(self._parameters)))
+            weights = [tensors[name] for name in names]
+            return Judged(plain["iteration"], plain["value"], metrics, weights)
+
+        self._best = None if state["best"] is None else judged(state["best"])
+        self._newest = [judged(plain) for plain in state["newest"]]
+
+
+def _plain(one: Judged) -> dict[str, Any]:
+    """All but the weights, as JSON; numbers that are not finite are None."""
+    metrics = {name: v if math.isfinite(v) else None for name, v in one.metrics.items()}
+    return {"iteration": one.iteration, "value": one.value, "metrics": metrics}
 
 
 class Watch:
@@ -94,7 +132,10 @@ class Watch:
             speaks=main,
         )
         self._judge = _judge(context, roles)
-        self._best = BestPolicy(roles.parameters_of("policy")) if step.train.stop_when_ill else None
+        self._best = None
+        if step.train.stop_when_ill:
+            doubtful = LASTING if self._judge is None else 0
+            self._best = BestPolicy(roles.parameters_of("policy"), doubtful)
 
     def begin(self) -> None:
         """Before an iteration."""
@@ -126,9 +167,10 @@ class Watch:
         """
         found = dict(metrics)
         if self._best is not None and self.stopped_at is not None:
-            if self._best.iteration:
+            best = self._best.chosen
+            if best is not None:
                 self._best.restore()
-                found = {**self._best.metrics, "ppo/best_iteration": float(self._best.iteration)}
+                found = {**best.metrics, "ppo/best_iteration": float(best.iteration)}
             found["ppo/stopped_at"] = float(self.stopped_at)
         return {**found, "ppo/findings": float(len(self._doctor.findings))}
 

@@ -2,6 +2,8 @@
 
     deepspeed launch/ppo.py --config configs/quickstart.yaml deepspeed=configs/deepspeed/zero2.json
     torchrun --nproc_per_node 2 launch/pipeline.py --config configs/quickstart.yaml
+    accelerate launch --config_file accelerate.yaml launch/sft.py --config configs/quickstart.yaml
+    python launch/reward.py --config configs/quickstart.yaml
 
 Each script runs the steps of its kind and whatever these need; `pipeline.py` runs everything.
 """
@@ -17,6 +19,7 @@ from pathlib import Path
 from align.cli import run_config
 from align.config import load_config
 from align.console import exit_code
+from align.launched import let_rank_0_speak
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository: where a relative --config is looked for after the working directory."""
@@ -31,8 +34,12 @@ def main(argv: Sequence[str] | None = None, until_kind: str | None = None) -> in
     def call() -> None:
         path = arguments.config if arguments.config.exists() else ROOT / arguments.config
         path = path if path.exists() else arguments.config
-        config = load_config(path, arguments.overrides, folders=[ROOT])
-        run_config(config, until_kind=until_kind)
+        try:
+            config = load_config(path, arguments.overrides, folders=[ROOT])
+            run_config(config, until_kind=until_kind)
+        except Exception:
+            let_rank_0_speak()
+            raise
 
     return exit_code(call, debug=arguments.debug)
 

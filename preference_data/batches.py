@@ -195,6 +195,17 @@ def _cheapest_rows(groups: Sequence[Group]) -> list[list[int]]:
     return min((_rows(groups, limit) for limit in limits), key=cost)
 
 
+def distinct(groups: Sequence[Group]) -> tuple[list[Group], list[int]]:
+    """Every different conversation of `groups` once, as groups of one completion with those of a
+    prompt side by side; and for each sequence of `groups`, in order, its place among them."""
+    by_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for group in groups:
+        by_prompt.setdefault(group.prompt, {}).update(dict.fromkeys(group.completions))
+    single = [Group(prompt, (ids,)) for prompt, found in by_prompt.items() for ids in found]
+    places = {(one.prompt, one.completions[0]): place for place, one in enumerate(single)}
+    return single, [places[group.prompt, ids] for group in groups for ids in group.completions]
+
+
 def join_prompts(groups: Sequence[Group], tokens: int = 512) -> list[Group]:
     """Neighbours of one prompt as groups of at most `tokens` (or one of them); the sequences keep
     their order. Beyond some length, attention costs more than the prompt."""

@@ -14,7 +14,7 @@ import orjson
 
 from preference_data.near_duplicates import Clusters
 from preference_data.quarantine import DataError
-from preference_data.records import Demonstration, Judgement, Prompt
+from preference_data.records import Demonstration, Judgement, Message, Prompt
 from preference_data.sources.store import (
     AGGREGATED_FILE,
     RECORD_FILES,
@@ -92,28 +92,31 @@ def _prompts(folder: Path) -> Iterator[Prompt]:
 
 
 def text(folder: Path, training: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> list[str]:
-    """Documents: plain text, or the whole conversations of anything else.
+    """Documents: plain text, or the whole conversations of anything else; of judgements each one
+    once, however many were made about it.
 
     `training` picks the records of the training side, so that no step reads what another holds out.
     """
     if _holds(folder, "text"):
         return list(read_text(folder))
     if _holds(folder, "preferences"):
-        return [
-            "\n\n".join(message.content for message in (*row.prompt.messages, *response.messages))
+        judged = (
+            _joined(*row.prompt.messages, *response.messages)
             for row in training(read_judgements(folder))
             for response in row.responses
-        ]
+        )
+        return list(dict.fromkeys(judged))
     if _holds(folder, "demonstrations"):
         return [
-            "\n\n".join(m.content for m in (*row.prompt.messages, *row.response.messages))
+            _joined(*row.prompt.messages, *row.response.messages)
             for row in training(read_demonstrations(folder))
         ]
     _require(folder, "prompts")
-    return [
-        "\n\n".join(message.content for message in prompt.messages)
-        for prompt in training(read_prompts(folder))
-    ]
+    return [_joined(*prompt.messages) for prompt in training(read_prompts(folder))]
+
+
+def _joined(*messages: Message) -> str:
+    return "\n\n".join(message.content for message in messages)
 
 
 def _holds(folder: Path, kind: str) -> bool:

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from preference_data.attention import hidden_states
-from preference_data.batches import Group, PackedBatch, pack
-from preference_data.records import Prompt, Response
-from preference_data.rendering import Rendered
+from preference_data.batches import Group, PackedBatch
+from reward_models.folders import SCORING_FILE
+from reward_models.losses import TIE_MODELS, TieModel, tie_of
 
+ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"
 """Name of the head's weight in a PEFT adapter file."""
-SCORING_FILE = "scoring.json"
 Truncation = Literal["none", "left"]
 """Of conversations that are too long: they are not read, or with the end of their prompt alone."""
 
@@ -42,6 +41,8 @@ class ScalarHead(nn.Linear):
             self.weight.normal_(std=1 / math.sqrt(hidden_size + 1))
             if bias:
                 self.bias.zero_()
+        self.tie: nn.Parameter | None = None
+        """[1] what is learned of ties beside the scores (`reward_models.losses`), if anything"""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.float()).squeeze(-1)
@@ -82,6 +83,24 @@ class Scoring:
     std: float = 1.0
     truncation: Truncation = "none"
     """What it was trained to do with a conversation longer than max_length."""
+    temperature: float = 1.0
+    """sigmoid((a - b) / temperature) is how probable it is that people prefer the answer with the
+    score a; fitted on held-out pairs. The scores themselves are raw."""
+    ties: TieModel | None = None
+    """The model of ties that it was trained with; None = Bradley and Terry's, which has none."""
+    tie_parameter: float | None = None
+    """theta of Rao and Kupper, or nu of Davidson, as learned."""
+
+    def chances(self, first: float, second: float) -> tuple[float, float, float]:
+        """How probable it is, by two raw scores, that people find the first answer better, both
+        equally good, and the second better."""
+        one, other = torch.tensor([[first], [second]], dtype=torch.float64) / self.temperature
+        if self.ties is None or self.tie_parameter is None:
+            better = float(torch.sigmoid(one - other))
+            return better, 0.0, 1 - better
+        tie = torch.tensor([tie_of(self.ties, self.tie_parameter)], dtype=torch.float64)
+        won, tied, lost = (said.exp().item() for said in TIE_MODELS[self.ties](one, other, tie))
+        return won, tied, lost
 
     def cut(self, group: Group, bos: int | None) -> Group:
         """The group as it is to be scored: as the same conversation was cut in training.
@@ -125,81 +144,29 @@ def value_head_from(head: ScalarHead, scoring: Scoring) -> ScalarHead:
     return value
 
 
-class RewardModel:
-    """A reward model loaded with plain transformers and peft, for scoring text."""
+def load_head(folder: Path) -> ScalarHead:
+    """The scalar head saved in an `adapter/` or `model/` folder.
 
-    def __init__(self, model: Any, renderer: Any, scoring: Scoring):
-        self._model = model.eval()
-        self._renderer = renderer
-        self.scoring = scoring
-
-    @classmethod
-    def load(cls, path: str | Path, base: str | None = None) -> RewardModel:
-        """Loads a reward step's folder (or its `adapter/` or `model/`).
-
-        `base` replaces the base model that the adapter names. Raises FileNotFoundError if there is
-        no reward model, ValueError if the tokenizer does not match it.
-        """
-        from peft import PeftConfig, PeftModel
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        from preference_data.rendering import Renderer
-
-        folder = Path(path)
-        for part in ("adapter", "model"):
-            if (folder / part).is_dir():
-                folder = folder / part
-        if not (folder / SCORING_FILE).is_file():
-            raise FileNotFoundError(f"{path} holds no reward model (no {SCORING_FILE}).")
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        if (folder / "adapter_config.json").is_file():
-            base = base or str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                base, num_labels=1, dtype=torch.float32
-            )
-            model = PeftModel.from_pretrained(model, folder).get_base_model()
-        else:
-            model = AutoModelForSequenceClassification.from_pretrained(str(folder))
-        renderer = Renderer(tokenizer)
-        scoring = Scoring.load(folder)
-        scoring.check(renderer.fingerprint(), str(path))
-        return cls(model, renderer, scoring)
-
-    @torch.no_grad()
-    def score(
-        self, prompts: Sequence[str | Prompt], completions: Sequence[str | Response]
-    ) -> list[float]:
-        """The raw score of each completion of the prompt beside it: text, or a conversation.
-
-        Raises ValueError if the lists differ in length, or a text cannot be rendered or is longer
-        than the model was trained to read. A model that was trained with `truncation: left` reads
-        the end of a prompt that is too long, as much as fits before this one completion.
-        """
-        if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions.")
-        scores: list[float] = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            row = self._renderer.render(
-                Prompt.from_text(prompt) if isinstance(prompt, str) else prompt,
-                Response.from_text(completion) if isinstance(completion, str) else completion,
-            )
-            batch = pack([self._fitting(row)])
-            hidden = hidden_states(self._model, batch)
-            head = self._model.score
-            last = hidden.flatten(0, 1).index_select(0, batch.last_at)
-            scores += head(last.to(_weight_of(head).dtype)).squeeze(-1).tolist()
-        return scores
-
-    def _fitting(self, row: Rendered) -> Group:
-        group = Group(row.prompt, (row.completion,))
-        group = self.scoring.cut(group, self._renderer.tokenizer.bos_token_id)
-        if len(group) > self.scoring.max_length:
-            raise ValueError(
-                f"a conversation of {len(group)} tokens is longer than the "
-                f"{self.scoring.max_length} that this reward model reads"
-            )
-        return group
-
-
-def _weight_of(head: nn.Module) -> Tensor:
-    return next(head.parameters())
+    Raises ValueError if there is none, if it is no [1, D] of finite numbers with one that is not
+    0, or if an adapter lies on it.
+    """
+    key = HEAD_KEY if (folder / ADAPTER_FILE).is_file() else "score.weight"
+    pattern = ADAPTER_FILE if key == HEAD_KEY else "model*.safetensors"
+    weight, wrapped = None, list[str]()
+    for path in sorted(folder.glob(pattern)):
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            wrapped += [name for name in names if ".score.lora_" in name]
+            weight = file.get_tensor(key) if key in names else weight
+    if weight is None or wrapped:
+        what = f"an adapter on its head ({wrapped[0]})" if wrapped else f"no head ({key})"
+        raise ValueError(f"{folder} holds {what}, so that its scores would mean nothing.")
+    if weight.ndim != 2 or len(weight) != 1 or not weight.any() or not weight.isfinite().all():
+        raise ValueError(
+            f"{folder} holds a head that is empty or no row of finite numbers "
+            f"({key} of shape {list(weight.shape)}); it was not saved whole."
+        )
+    head = ScalarHead(weight.shape[1])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head

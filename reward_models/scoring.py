@@ -25,7 +25,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from preference_data.records import Prompt
 
 if TYPE_CHECKING:
-    from reward_models.scalar_head import RewardModel
+    from preference_data.batches import Group
+    from reward_models.reward_model import RewardModel
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
@@ -58,6 +59,9 @@ class Scores:
     """[B] by what they are logged as below `objective/`: `score/NAME` of a sum's part before its
     weight, `score_std` of an ensemble's members."""
 
+
+Combine = Literal["mean", "min", "mean_minus_std"]
+"""How the scores of an ensemble's members become one."""
 
 A = TypeVar("A", bound=Answer)
 A_contra = TypeVar("A_contra", bound=Answer, contravariant=True)
@@ -182,34 +186,47 @@ class Function:
 
 @dataclass(frozen=True)
 class Model:
-    """A reward model beside the policy's base, scored through text: (raw - mean) / std.
+    """A reward model beside the policy's base, scored through text: (raw - mean) / std; or the
+    members of an ensemble, each normalised by itself.
 
     A control token of its own that a completion spells out is left out of the text.
     """
 
     model: RewardModel
     name: str
-    device: str = "cpu"
-    """Where the model is."""
+    combine: Combine = "mean"
+    std_weight: float = 1.0
+    """Of an ensemble, as `Ensemble` has them"""
 
     def __call__(self, answers: Sequence[Answer]) -> Scores:
-        import torch
+        groups: list[Group] = []
+        for row, answer in enumerate(answers):
+            text = self.model.without_control(answer.completion)
+            try:
+                groups.append(self.model.group_of(answer.prompt, text))
+            except ValueError as error:
+                raise ScoringError(
+                    f"{self.name} cannot score row {row} "
+                    f"(prompt {_short(answer.prompt.text)}): {error}"
+                ) from error
+        each = [
+            checked(model.normalised(raw), answers, self.name)
+            for model, raw in zip(
+                self.model.members or (self.model,), self.model.member_scores(groups), strict=True
+            )
+        ]
+        if len(each) == 1:
+            return Scores(each[0])
+        return combined(each, self.combine, self.std_weight)
 
-        raw: list[float] = []
-        with torch.device(self.device):  # its batches are made where it is
-            for row, answer in enumerate(answers):
-                text = self.model._renderer.without_control(answer.completion)
-                try:
-                    raw += self.model.score([answer.prompt], [text])
-                except ValueError as error:
-                    raise ScoringError(
-                        f"{self.name} cannot score row {row} "
-                        f"(prompt {_short(answer.prompt.text)}): {error}"
-                    ) from error
-        scoring = self.model.scoring
-        return Scores(
-            checked([(one - scoring.mean) / scoring.std for one in raw], answers, self.name)
-        )
+    def refusal(self, prompt: Prompt, tokens: int) -> str | None:
+        """Why a completion of so many of the model's tokens to the prompt could not be scored, or
+        None if it could."""
+        try:
+            self.model.check_room(prompt, tokens)
+        except ValueError as error:
+            return str(error)
+        return None
 
 
 # --- a service ------------------------------------------------------------------------------------
@@ -224,7 +241,10 @@ class _NoRedirect(HTTPRedirectHandler):
 
 @dataclass(frozen=True)
 class Service:
-    """Answers posted as JSON, {"prompts": [...], "completions": [...]}, for {"scores": [...]}."""
+    """Answers posted as JSON, {"prompts": [...], "completions": [...]}, for {"scores": [...]}.
+
+    A prompt is text, or of more than one user turn a list of {"role": ..., "content": ...}.
+    """
 
     url: str
     name: str
@@ -252,7 +272,7 @@ class Service:
     def _ask(self, answers: Sequence[Answer]) -> list[float]:
         body = json.dumps(
             {
-                "prompts": [answer.prompt.text for answer in answers],
+                "prompts": [_posted(answer.prompt) for answer in answers],
                 "completions": [answer.completion for answer in answers],
             }
         ).encode()
@@ -331,6 +351,13 @@ class Service:
         return repr(text[:SHOWN])
 
 
+def _posted(prompt: Prompt) -> str | list[dict[str, str]]:
+    """One user turn as its text, any other conversation as messages."""
+    if len(prompt.messages) == 1 and prompt.messages[0].role == "user":
+        return prompt.text
+    return [message.to_json() for message in prompt.messages]
+
+
 class _Again(Exception):
     """An attempt that failed in a way that may pass; `wait` seconds are asked for."""
 
@@ -363,18 +390,26 @@ class Ensemble(Generic[A]):
     """
 
     members: tuple[Scorer[A], ...]
-    combine: Literal["mean", "min", "mean_minus_std"] = "mean"
+    combine: Combine = "mean"
     std_weight: float = 1.0
 
     def __call__(self, answers: Sequence[A]) -> Scores:
-        rows = list(zip(*(member(answers).values for member in self.members), strict=True))
-        return Scores(list(map(self._combined, rows)), {"score_std": list(map(_std, rows))})
+        scores = [member(answers).values for member in self.members]
+        return combined(scores, self.combine, self.std_weight)
 
-    def _combined(self, row: Sequence[float]) -> float:
-        if self.combine == "min":
-            return min(row)
-        weight = self.std_weight if self.combine == "mean_minus_std" else 0.0
-        return _mean(row) - weight * _std(row)
+
+def combined(
+    scores: Sequence[Sequence[float]], combine: Combine = "mean", std_weight: float = 1.0
+) -> Scores:
+    """[M][B] scores of M members as one score for each answer, as `Ensemble` says, and their
+    spread."""
+    rows = list(zip(*scores, strict=True))
+    spread = list(map(_std, rows))
+    if combine == "min":
+        return Scores(list(map(min, rows)), {"score_std": spread})
+    weight = std_weight if combine == "mean_minus_std" else 0.0
+    values = [_mean(row) - weight * std for row, std in zip(rows, spread, strict=True)]
+    return Scores(values, {"score_std": spread})
 
 
 @dataclass(frozen=True)
@@ -406,6 +441,18 @@ class WeightedSum(Generic[A]):
             for name, inner in found.parts.items():
                 logged[name.replace("score", own, 1)] = inner
         return Scores(values, logged)
+
+
+def parts_of(scorer: Any) -> Iterator[Any]:
+    """The scorers that give scores by themselves, down from a sum or an ensemble."""
+    if isinstance(scorer, WeightedSum):
+        for part in scorer.parts:
+            yield from parts_of(part.scorer)
+    elif isinstance(scorer, Ensemble):
+        for member in scorer.members:
+            yield from parts_of(member)
+    else:
+        yield scorer
 
 
 def _mean(row: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ Torch and transformers are imported inside the fixtures: tests of the light modu
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -86,3 +87,14 @@ def shake() -> Callable[..., None]:
                 parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
     return move
+
+
+@pytest.fixture(scope="session")
+def launchers() -> Any:
+    """The module tests/launchers.py: `launchers.run(launchers.torchrun(), folder)`."""
+    path = Path(__file__).parent / "launchers.py"
+    spec = importlib.util.spec_from_file_location("launchers", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

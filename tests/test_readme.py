@@ -35,8 +35,9 @@ def test_the_layout_lists_every_file_once_and_none_that_is_gone():
     }
     configs = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "configs").rglob("*")
-        if path.suffix in {".yaml", ".json"}
+        for folder in ("configs", "launch")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".yaml", ".json", ".sh"}
     }
     tests = {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in ROOT.glob("tests/**/*.py")}
     assert len(listed) == len(set(listed))
@@ -55,7 +56,7 @@ def test_the_two_commands_stand_as_they_are():
 
 
 def test_the_commands_are_those_of_the_command_line():
-    shown = re.findall(r"^\| `align (\w+)", section("Command line"), re.MULTILINE)
+    shown = re.findall(r"^\| `align ([\w-]+)", section("Command line"), re.MULTILINE)
     known = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
     assert shown == [name.rstrip("_") for name in known]
 

@@ -11,6 +11,7 @@ import torch
 
 from align.artifacts import Rows
 from align.config_rewards import label_of
+from align.ensembles import reward_weights
 from align.judges import GOLD, Judge, add_judge, make_judge
 from align.policy import check_positions, respond, uniforms
 from align.rankings import PairIndex, Ranked, by_group, load_rankings, pair_index
@@ -221,9 +222,7 @@ def _reward_accuracy(context: StageContext, roles: Roles) -> dict[str, float]:
 def _limits(context: StageContext, name: str) -> tuple[int, Truncation]:
     """max_length and truncation under which the reward model reads judgements, as in training; one
     that cuts nothing is asked about conversations of any length."""
-    weights = context.weights_of(name)
-    assert weights is not None
-    scoring = Scoring.load(weights)
+    scoring = Scoring.load(reward_weights(context, name)[0])
     limit = REWARD_READS_UP_TO if scoring.truncation == "none" else scoring.max_length
     return limit, scoring.truncation
 

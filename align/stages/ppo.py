@@ -39,8 +39,9 @@ def run(context: StageContext) -> StageResult:
     train = context.step.train
     roles = _make_roles(context)
     prompts, rows = _prompts(context, roles)
-    texts = {ids: prompt.text for ids, prompt in prompts.items()}
     scorer = make_scorer(context, roles, prompts)
+    prompts, rows = scorer.readable(rows)
+    texts = {ids: prompt.text for ids, prompt in prompts.items()}
     roller = Roller(
         roles, scorer, context.engine, train.temperature, train.tokens_per_forward,
         train.rollout_batch_size,

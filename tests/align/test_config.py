@@ -196,6 +196,15 @@ def test_a_source_is_read_as_the_richest_kind_that_is_asked_of_it():
     assert config.run_as("other") == "demonstrations"
 
 
+def test_a_format_without_what_is_asked_is_read_as_what_it_holds():
+    """A table of labels is no text, but its conversations are."""
+    labels = {"path": "labels.csv", "format": "table"}
+    steps = {"pretrain": {"kind": "pretrain", "data": "labels"}}
+    assert small(data={"labels": labels}, steps=steps).run_as("labels") == "preferences"
+    labels["format"] = "text"
+    assert small(data={"labels": labels}, steps=steps).run_as("labels") == "text"
+
+
 def test_built_in_labels_stay_labels_when_only_their_prompts_are_used():
     steps = {"ppo": {"kind": "ppo", "data": "pairs", "reward": {"function": "judge.py:score"}}}
     config = small(data={"pairs": {"path": "builtin:labels"}}, steps=steps)

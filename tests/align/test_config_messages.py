@@ -50,15 +50,15 @@ UNKNOWN_KEY = {
     "steps.sft.policy=base": "steps.sft.policy is not a known key. "
     "Allowed here: data, init, kind, seed, train.",
     "steps.reward.reward=1": "steps.reward.reward is not a known key. "
-    "Allowed here: data, init, kind, seed, train.",
+    "Allowed here: data, ensemble, init, kind, overfit_check, require, seed, train.",
     "steps.ppo.train.gae.lambda_=1": "steps.ppo.train.gae.lambda_ is not a known key; did you mean "
     "'lambda'? Allowed here: gamma, lambda.",
     "steps.ppo.reward={functoin: x}": "steps.ppo.reward.functoin is not a known key; did you mean "
     "'function'? Allowed here: batch_size, combine, ensemble, function, model, patience, "
     "std_weight, timeout, token_env, url.",
     "steps.evaluate.judges=[{functoin: x}]": "steps.evaluate.judges[0].functoin is not a known "
-    "key; did you mean 'function'? Allowed here: batch_size, function, model, patience, timeout, "
-    "token_env, url.",
+    "key; did you mean 'function'? Allowed here: batch_size, combine, ensemble, function, model, "
+    "patience, std_weight, timeout, token_env, url.",
     "data.labels.columns={promt: a}": "data.labels.columns.promt is not a known key; did you mean "
     f"'prompt'? Allowed here: {', '.join(sorted(f.name for f in fields(Columns)))}.",
     "tracking.wandb={projcet: a}": "tracking.wandb.projcet is not a known key; did you mean "

@@ -132,6 +132,43 @@ def test_the_learning_rate_follows_the_schedule_in_every_group():
     assert flat == pytest.approx([0.1, 0.01, 0.075, 0.0075, 0.05, 0.005, 0.025, 0.0025])
 
 
+def test_a_group_that_begins_later_has_a_schedule_of_its_own():
+    """Linear to 0 in 6 steps for one, in the last 4 of them for the other. Steps 3 and 4 are
+    skipped: the last step has the rate of the last place, 1/4 and 1/6 of the peak."""
+    a, b = line(), line()
+    groups = [
+        ParameterGroup(list(a.parameters()), 0.4, first_step=2),
+        ParameterGroup(list(b.parameters()), 0.6),
+    ]
+    training = Engine().training(
+        nn.ModuleList([a, b]), groups, total_steps=6, schedule=SCHEDULES["linear"](),
+        max_grad_norm=1.0,
+    )  # fmt: skip
+    seen: list[float] = []
+    for place in (0, 1, 2, 5):
+        training.skip(place - training.steps_done)
+        seen += training.learning_rates
+        training.backward((a(torch.ones(1)) + b(torch.ones(1))).sum(), last=True)
+        training.step()
+    assert seen == pytest.approx([0.0, 0.6, 0.0, 0.5, 0.4, 0.4, 0.1, 0.1], abs=1e-6)
+    assert training.learning_rates == [0.0, 0.0]
+
+
+def test_the_moments_of_a_group_begin_with_its_first_step():
+    """Two steps of gradient 0, then 3, clipped to 1: as in the first step by hand, .1 * 1 / 1.25 =
+    .08. Were the zeros counted: m = .1 / (1 - .9^3) = .369, v = .001 / (1 - .999^3) = .334, and
+    .1 * .369 / (.578 + .25) = .0446."""
+    module = line()
+    training = Engine().training(
+        module, [ParameterGroup(list(module.parameters()), 0.1, first_step=2)], total_steps=9,
+        schedule=SCHEDULES["constant"](), max_grad_norm=1.0, adam_epsilon=0.25,
+    )  # fmt: skip
+    for x in (0.0, 0.0, 3.0):
+        training.backward(module(torch.tensor([x])).sum(), last=True)
+        training.step()
+    assert module.weight.item() == pytest.approx(2 - 0.08, abs=1e-5)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_non_finite_loss_stops_before_anything_changes(bad: float):
     module = line()

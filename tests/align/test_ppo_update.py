@@ -291,6 +291,37 @@ def test_the_values_loss_is_weighted_on_the_trunk_alone(make: Make):
     assert_same(found[1], [[2 * gradient for gradient in found[0][0]]], 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["values", "backward", "policy_and_values", "backward"]),
+        ({"value": "trunk"}, ["policy_and_values", "backward"]),
+        ({"advantage": "rloo"}, ["policy_and_values", "backward"]),
+    ],
+)
+def test_a_value_of_its_own_is_done_with_before_the_policy_begins(
+    make: Make, options: dict[str, Any], expected: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Of each of a minibatch's two parts: the activations of both are never held together."""
+    optimiser = make(minibatches=1, epochs=1, **options)
+    lesson = lesson_of(optimiser)
+    seen: list[str] = []
+    forward, backward = Roles.forward, optimiser.training.backward
+
+    def called(self: Roles, what: str, *given: Any, **named: Any) -> Any:
+        seen.append(what)
+        return forward(self, what, *given, **named)
+
+    def run(*given: Any) -> None:
+        seen.append("backward")
+        backward(*given)
+
+    monkeypatch.setattr(Roles, "forward", called)
+    monkeypatch.setattr(optimiser.training, "backward", run)
+    optimiser.updater.run(lesson)
+    assert seen == 2 * expected
+
+
 # --- a head on the trunk --------------------------------------------------------------------------
 
 
@@ -429,8 +460,69 @@ def test_an_epoch_has_as_many_steps_as_minibatches(make: Make):
 def test_epochs_end_when_the_policy_is_too_far(make: Make, limit: float | None, steps: int):
     """2 epochs of 2 minibatches: the first minibatch is at ratio 1, so at KL 0, the second not."""
     optimiser = make(max_approx_kl=limit, learning_rate=1e-2)
+    taken = count_steps(optimiser)
     metrics = optimiser.step(1, PROMPTS)
-    assert metrics["policy/minibatches"] == steps == optimiser.training.steps_done
+    assert metrics["policy/minibatches"] == steps == len(taken)
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(None, 4), (1e-12, 2)])
+def test_steps_that_are_left_out_are_not_missing_at_the_schedules_end(
+    make: Make, limit: float | None, steps: int
+):
+    """3 iterations of 4 planned steps, linear: step s of iteration i has the rate of place
+    p = 4 (i - 1) + s, peak (12 - p) / 12, whether 4 or 2 of an iteration's steps are taken; after
+    the last one it is 0."""
+    optimiser = make(max_approx_kl=limit, learning_rate=1e-2, value_learning_rate=2e-2)
+    taken = count_steps(optimiser)
+    for iteration in (1, 2, 3):
+        metrics = optimiser.step(iteration, PROMPTS)
+        assert metrics["policy/minibatches"] == steps
+    places = [4 * i + s for i in range(3) for s in range(steps)]
+    expected = [[0.01 * (12 - p) / 12, 0.02 * (12 - p) / 12] for p in places]
+    torch.testing.assert_close(torch.tensor(taken), torch.tensor(expected), rtol=0, atol=1e-9)
+    assert metrics["train/lr"] == metrics["train/value_lr"] == 0
+
+
+def test_an_iteration_after_one_that_was_cut_goes_on_from_its_state(make: Make):
+    """To the last bit: the next iteration of another process has the same rates and weights."""
+    options = {"max_approx_kl": 1e-12, "learning_rate": 1e-2, "value_learning_rate": 1e-2}
+    whole, again = make(**options), make(**options)
+    whole.step(1, PROMPTS)
+    state = {name: tensor.detach().clone() for name, tensor in whole.training.state().items()}
+    again.training.restore(state)
+    metrics = [optimiser.step(2, PROMPTS) for optimiser in (whole, again)]
+    assert metrics[0]["policy/minibatches"] == 2
+    assert metrics[0]["train/lr"] == metrics[1]["train/lr"] == pytest.approx(1e-2 / 3, abs=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(whole), parameters(again), strict=True))
+
+
+def test_the_policys_schedule_begins_when_the_policy_does(make: Make):
+    """1 iteration of 3 for the value alone, 4 steps each, 3 of warm-up: in the policy's 8 steps
+    its rate rises over 3 (1/4, 2/4, 3/4), then falls from 1 by 1/5; the value's rises in the first
+    3 of its 12 and falls by 1/9."""
+    optimiser = make(value_warmup_iterations=1, warmup_steps=3, learning_rate=1.0,
+                     value_learning_rate=1.0, max_grad_norm=1e-9)  # fmt: skip
+    taken = count_steps(optimiser)
+    for iteration in (1, 2, 3):
+        optimiser.step(iteration, PROMPTS)
+    rise = [0.25, 0.5, 0.75]
+    policy = [0.0] * 4 + rise + [1 - k / 5 for k in range(5)]
+    value = rise + [1 - k / 9 for k in range(9)]
+    expected = torch.tensor([policy, value]).T
+    torch.testing.assert_close(torch.tensor(taken), expected, rtol=0, atol=1e-6)
+
+
+def count_steps(optimiser: Optimiser) -> list[list[float]]:
+    """The learning rates of each step that is taken, as it is taken."""
+    taken: list[list[float]] = []
+    step = optimiser.training.step
+
+    def counted() -> float:
+        taken.append(list(optimiser.training.learning_rates))
+        return step()
+
+    optimiser.training.step = counted  # type: ignore[method-assign]
+    return taken
 
 
 def test_the_kl_is_charged_in_one_place(make: Make):

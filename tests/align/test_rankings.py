@@ -28,14 +28,17 @@ from align.rankings import (
     load_rankings,
     pair_index,
     steps_of_rows,
+    tie_index,
+    tied_pairs,
 )
-from align.reward_loss import reward_loss
+from align.reward_loss import loss_for
 from align.roles import Roles
 from align.stages import dpo, evaluate, reward
 from preference_data.batches import Group, PackedBatch, pack
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response
 from preference_data.rendering import Renderer
+from preference_data.sources.store import AGGREGATED_FILE
 from preference_data.splits import split
 from reward_models import RewardModel
 from reward_models.losses import bradley_terry
@@ -115,6 +118,43 @@ def test_k_wise_loss_is_the_mean_over_explicit_pairs():
     [ours] = torch.autograd.grad(together, scores)
     [theirs] = torch.autograd.grad(explicit, scores)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_tie_index_by_hand():
+    """Ranks 2 1 1 None give (1, 0), (2, 0) and the tie (1, 2), each a third of the weight 3; a tie
+    of two is a pair of its own; a soft tie keeps its .6."""
+    four = Ranked(judged(2, 1, 1, None, weight=3.0), Group((1,), ((2,),) * 4), ((1, 0), (2, 0)))
+    tie = Ranked(judged(1, 1), Group((1,), ((2,), (3,))), ())
+    soft = replace(tie, judgement=replace(tie.judgement, probability=0.6))
+    index, tied = tie_index([four, tie, soft])
+    assert tied.tolist() == [False, False, True, True, True]
+    assert index.better.tolist() == [1, 2, 1, 4, 6]
+    assert index.worse.tolist() == [0, 0, 2, 5, 7]
+    torch.testing.assert_close(index.weight, torch.ones(5), rtol=0, atol=1e-7)
+    assert index.label.tolist() == pytest.approx([1.0, 1.0, 0.5, 0.5, 0.6])
+    assert pair_index([four, tie, soft]).better.tolist() == [1, 2]
+
+
+def test_without_a_pair_the_index_is_empty():
+    tie = Ranked(judged(1, 1), Group((1,), ((2,), (3,))), ())
+    index = pair_index([tie])
+    assert torch.zeros(2)[index.better].tolist() == []
+    assert index.weight.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("judgement", "ties"),
+    [
+        (judged(1, 1), ((0, 1),)),
+        (replace(judged(1, 1), outcome="both_bad"), ((0, 1),)),
+        (replace(judged(1, 1), ranks=(None, None), outcome="unsure"), ()),
+        (judged(1, 2, 2, None), ((1, 2),)),
+        (replace(judged(2, 1, 2), kind="best_of"), ()),  # its losers were not compared
+        (judged(1, 1, 1), ((0, 1), (0, 2), (1, 2))),
+    ],
+)
+def test_what_a_tie_is(judgement: Judgement, ties: tuple[tuple[int, int], ...]):
+    assert tied_pairs(judgement) == ties
 
 
 def test_flat_numbers_go_back_to_their_rows():
@@ -228,11 +268,22 @@ SCORED = [
 ]
 REFERENCE = [torch.arange(k) * -2.0 - 9 for k in (2, 3, 2, 4, 2)]
 """Of each row's completions, summed nats."""
+TIED = [
+    *SCORED[:4],
+    replace(SCORED[4], pairs=(), judgement=replace(judged(1, 1, weight=0.25), scores=(2.0, 2.0))),
+    Ranked(replace(judged(3, 1, 1), scores=(1.0, 3.0, 2.5)), ROWS[1].group, ((1, 0), (2, 0))),
+]
+"""With a tie of two, and a ranking in which two tie."""
 SETTINGS: dict[str, DPOTrain | RewardTrain] = {
     "reward": RewardTrain(),
     "reward with all": RewardTrain(
         center_coefficient=0.3, label_smoothing=0.1, margin_from_scores=0.4
     ),
+    "davidson": RewardTrain(ties="davidson", label_smoothing=0.1),
+    "rao_kupper": RewardTrain(ties="rao_kupper"),
+    "half": RewardTrain(ties="half", margin_from_scores=0.4),
+    "plackett_luce": RewardTrain(loss="plackett_luce", center_coefficient=0.3),
+    "regression": RewardTrain(loss="regression"),
     "sigmoid": DPOTrain(),
     "sigmoid with all": DPOTrain(label_smoothing=0.1, margin=0.2, offset_from_scores=0.7),
     "normalised": DPOTrain(length_normalised=True, beta=2.0),
@@ -288,15 +339,21 @@ def step_gradient(
         "max_steps": 1, "train_batch_size": len(order), "tokens_per_forward": tokens,
     }  # fmt: skip
     train = train.model_copy(update=updates)
-    rows, reference = [SCORED[i] for i in order], [REFERENCE[i] for i in order]
+    reward, made, apart = isinstance(train, RewardTrain), None, []
+    rows = [(TIED if reward else SCORED)[i] for i in order]
+    reference = [REFERENCE[i] for i in order if not reward]
 
     def loss(module: Any, batch: PackedBatch, pairs: PairIndex, mine: list[int]) -> LossOutput:
-        if isinstance(train, RewardTrain):
-            return reward_loss(train, module, batch, pairs)
+        assert isinstance(train, DPOTrain)
         of_rows = torch.cat([reference[i] for i in mine]) if train.needs_reference else None
         return dpo._loss(train, module, batch, pairs, of_rows)
 
-    role = "reward" if isinstance(train, RewardTrain) else "policy"
+    role = "reward" if reward else "policy"
+    of_reward: Any = SimpleNamespace(step=SimpleNamespace(train=train, data="labels"))
+    if reward:
+        roles.head(role).tie = None
+        made = loss_for(of_reward, rows, roles.head(role))
+        apart = made.apart
     parameters = roles.parameters_of(role)
     for parameter in parameters:
         parameter.grad = None
@@ -305,7 +362,7 @@ def step_gradient(
             step=SimpleNamespace(train=train), engine=engine_of(rank, ranks), seed=3,
             tracker=SimpleNamespace(log=lambda number, metrics: None),
         )  # fmt: skip
-        fit_rankings(context, roles, role, rows, loss)
+        fit_rankings(context, roles, role, rows, made or loss, apart)
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
 
 
@@ -314,16 +371,18 @@ def test_no_order_and_no_split_changes_a_steps_gradient(
     make_roles: Callable[..., Roles], shake: Callable[..., None], name: str
 ):
     """In one pass; row by row; in another order in parts of 30 tokens for 2 ranks and of 100 for 3;
-    and for 7 ranks, of which two have no row."""
+    and for 8 ranks, of which two or three have no row. A tie parameter is among what is compared.
+    """
     roles = shaken(make_roles, shake)
-    at_once = step_gradient(roles, SETTINGS[name], range(5), 8192, 1)
+    last = [5] if isinstance(SETTINGS[name], RewardTrain) else []
+    at_once = step_gradient(roles, SETTINGS[name], [*range(5), *last], 8192, 1)
     scale = max(1.0, *(float(one.abs().max()) for one in at_once))
     assert max(float(one.abs().max()) for one in at_once) > 1e-2
     for order, tokens, ranks in (
         ((0, 1, 2, 3, 4), 1, 1), ((4, 2, 0, 3, 1), 30, 2), ((1, 0, 4, 2, 3), 100, 3),
-        ((3, 4, 1, 0, 2), 30, 7),
+        ((3, 4, 1, 0, 2), 30, 8),
     ):  # fmt: skip
-        split = step_gradient(roles, SETTINGS[name], order, tokens, ranks)
+        split = step_gradient(roles, SETTINGS[name], [*last, *order], tokens, ranks)
         for one, other in zip(split, at_once, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * scale)
 
@@ -333,9 +392,9 @@ def test_a_step_divided_by_its_parts_would_differ(
 ):
     """The mean of each part's mean is not the step's: what the test before would find."""
     roles = shaken(make_roles, shake)
-    whole = step_gradient(roles, RewardTrain(), range(5), 8192, 1)
-    first = step_gradient(roles, RewardTrain(), (0, 1), 8192, 1)
-    second = step_gradient(roles, RewardTrain(), (2, 3, 4), 8192, 1)
+    whole = step_gradient(roles, RewardTrain(ties="half"), range(5), 8192, 1)
+    first = step_gradient(roles, RewardTrain(ties="half"), (0, 1), 8192, 1)
+    second = step_gradient(roles, RewardTrain(ties="half"), (2, 3, 4), 8192, 1)
     apart = [
         float((one - (a + b) / 2).abs().max())
         for one, a, b in zip(whole, first, second, strict=True)
@@ -405,15 +464,18 @@ def test_load_rankings_pairs_what_was_ranked(tmp_path: Path, renderer: Renderer)
     folder = folder_of(tmp_path, [judged(2, 1, 1, None), judged(1, 2, prompt="How?")])
     rankings = load_rankings(context_of(folder), "labels", renderer, 64)
     assert [row.pairs for row in rankings.train] == [((1, 0), (2, 0)), ((0, 1),)]
-    assert rankings.test == []
+    assert rankings.test == [] and rankings.left_out == {}
     group = rankings.train[0].group
     rendered = [renderer.render(judged(1, 2).prompt, r) for r in judged(2, 1, 1, None).responses]
     assert group.prompt == rendered[0].prompt
     assert group.completions == tuple(row.completion for row in rendered)
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path, renderer: Renderer):
-    """A control token in the text, a prompt too long, a tie: three reasons, two of them losses."""
+def test_what_is_left_out_is_counted(
+    tmp_path: Path, renderer: Renderer, caplog: pytest.LogCaptureFixture
+):
+    """A control token in the text, a prompt too long, a tie, nobody sure: each by its reason. Where
+    ties are trained on, one stays."""
     folder = folder_of(
         tmp_path,
         [
@@ -421,12 +483,52 @@ def test_what_is_left_out_is_counted(tmp_path: Path, renderer: Renderer):
             judged(1, 2, prompt=f"What is {renderer.tokenizer.eos_token}?"),
             judged(1, 2, prompt="What " * 80),
             judged(1, 1, prompt="Tied?"),
+            replace(judged(1, 1, prompt="Unsure?"), ranks=(None, None), outcome="unsure"),
         ],
     )
     rankings = load_rankings(context_of(folder), "labels", renderer, 64)
     assert len(rankings.train) == 1
     rows = rankings.rows
-    assert (rows.rows_in, rows.rows_out, rows.quarantined) == (4, 2, 2)
+    assert (rows.rows_in, rows.rows_out, rows.quarantined) == (5, 1, 4)
+    assert caplog.messages == [
+        "reward: 4 of 5 judgements of data.labels are left out: 1 impossible to render, "
+        "1 longer than max_length 64, 1 tied, 1 without two ranked answers."
+    ]
+    rankings = load_rankings(context_of(folder), "labels", renderer, 64, trains="ties")
+    assert len(rankings.train) == 2 and "tied" not in rankings.left_out
+    rows = rankings.rows
+    assert (rows.rows_in, rows.rows_out, rows.quarantined) == (5, 2, 3)
+
+
+def test_ratings_are_read_of_single_answers_too(tmp_path: Path, renderer: Renderer):
+    """A thumb, a rating of one, a pair with ratings, and one without; a control item never."""
+    one = Response.from_text("one")
+    thumb = Judgement(Prompt.from_text("A?"), (one,), (None,), kind="binary", scores=(1.0,))
+    rating = replace(thumb, prompt=Prompt.from_text("B?"), kind="rating", scores=(3.0,))
+    control = replace(rated(1.0, 2.0, ranks=(2, 1), prompt="C?"), gold=(1, 2))
+    pair, plain = rated(1.0, None, ranks=(1, 2), prompt="D?"), judged(1, 2)
+    folder = folder_of(tmp_path, [thumb, rating, control, pair, plain])
+    rankings = load_rankings(context_of(folder), "labels", renderer, 64, trains="ratings")
+    assert [row.judgement for row in rankings.train] == [thumb, rating, pair]
+    assert rankings.left_out == {"without ratings": 1}
+    assert len(rankings.train[0].group.completions) == 1
+
+
+def test_every_rating_is_one_vote(tmp_path: Path, renderer: Renderer):
+    folder = folder_of(tmp_path, [rated(1.0, 2.0, ranks=(2, 1))])
+    (folder / AGGREGATED_FILE).write_text("")
+    with pytest.raises(DataError, match=r"data\.labels\.aggregate makes one verdict of many"):
+        load_rankings(context_of(folder), "labels", renderer, 64, trains="ratings")
+
+
+def test_ties_alone_say_nothing_of_what_is_better(tmp_path: Path, renderer: Renderer):
+    """But a soft label that leans does."""
+    tie = judged(1, 1)
+    context = context_of(folder_of(tmp_path, [tie]))
+    with pytest.raises(DataError, match="all of the 1 judgements to train on are ties"):
+        load_rankings(context, "labels", renderer, 64, trains="ties")
+    folder_of(tmp_path, [replace(tie, probability=0.55)])
+    assert len(load_rankings(context, "labels", renderer, 64, trains="ties").train) == 1
 
 
 def test_a_long_prompt_is_cut_and_counted(
@@ -439,7 +541,7 @@ def test_a_long_prompt_is_cut_and_counted(
     folder = folder_of(tmp_path, [judged(1, 2), long, answer, judged(1, 1, prompt="Tied " * 80)])
     rankings = load_rankings(context_of(folder), "labels", renderer, 64, "left")
     rows = rankings.rows
-    assert (rows.rows_in, rows.rows_out, rows.quarantined, rankings.cut) == (4, 3, 1, 1)
+    assert (rows.rows_in, rows.rows_out, rows.quarantined, rankings.cut) == (4, 2, 2, 1)
     assert "data.labels: 1 of 4 judgements lost the beginning of their prompt" in caplog.text
     [short] = [row for row in rankings.train if len(row.judgement.responses) == 2]
     [cut] = [row for row in rankings.train if len(row.judgement.responses) == 3]
@@ -451,7 +553,7 @@ def test_a_long_prompt_is_cut_and_counted(
     assert max(len(ids) for ids in cut.group.completions) + len(cut.group.prompt) == 64
     caplog.clear()
     assert load_rankings(context_of(folder), "labels", renderer, 640, "left").cut == 0
-    assert not caplog.records
+    assert "lost the beginning" not in caplog.text
 
 
 def test_the_first_token_stays_where_it_begins_every_prompt(tmp_path: Path, renderer: Renderer):
@@ -529,7 +631,7 @@ def test_gaps_that_nothing_knows_are_an_error(
 def test_nothing_to_train_on_is_an_error(tmp_path: Path, renderer: Renderer):
     folder = folder_of(tmp_path, [judged(1, 1)])
     with pytest.raises(
-        DataError, match=r"none of the 1 judgements can be trained on; 0 are longer"
+        DataError, match=r"none of the 1 judgements can be trained on: 1 tied; the rest is held"
     ):
         load_rankings(context_of(folder), "labels", renderer, 64)
 
@@ -545,7 +647,7 @@ def test_every_judge_of_a_model_that_cuts_reads_as_it_did(
 
         def spied(*arguments: Any, name: str = stage.__name__) -> Any:
             rankings = load_rankings(*arguments)
-            held_out[name] = [row.group for row in rankings.test]
+            held_out[name] = [row.group for row in rankings.test if row.pairs]
             return rankings
 
         monkeypatch.setattr(stage, "load_rankings", spied)
@@ -579,7 +681,7 @@ def test_every_judge_of_a_model_that_cuts_reads_as_it_did(
         name: step["metrics"] for name, step in Pipeline(build_config(tree)).run()["steps"].items()
     }
     assert found["reward"]["train/cut_prompts"] > 0
-    model = RewardModel.load(tmp_path / "run" / "reward")
+    model = RewardModel.from_pretrained(tmp_path / "run" / "reward")
     assert (model.scoring.max_length, model.scoring.truncation) == (40, "left")
     assert math.isfinite(model.score(["What is it? " * 40], ["Nothing."])[0])
     there, here = held_out["align.stages.reward"], held_out["align.stages.evaluate"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from align.report import counts, disagreements, first_and_last, side_by_side, write_report
@@ -23,6 +24,10 @@ from align.summary import (
     short,
     win_rates,
 )
+from preference_data.records import Judgement, Prompt, Response
+from reward_models.annotator_agreement import annotator_agreement
+from reward_models.report_card import Judged
+from reward_models.report_card import report_card as make_card
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> & so on"
@@ -152,8 +157,33 @@ def write_samples(folder: Path, prompt: str) -> None:
     write_lines(folder / "evaluate" / "samples.jsonl", answers)
     pair = {"chosen": "It flows.", "rejected": "No.", "chosen_score": -1.5, "rejected_score": 2.25}
     write_lines(folder / "reward" / "samples.jsonl", [{"prompt": prompt, **pair}])
+    write_object(folder / "reward" / "report_card.json", report_card())
     sample = {"prompt": prompt, "completion": "Water.", "score": 1.0, "kl": 2.0, "length": 3}
     write_lines(folder / "ppo" / "samples.jsonl", [{"step": s, **sample} for s in (1, 50, 100)])
+
+
+def report_card(who: str = "ann") -> dict[str, Any]:
+    """The card of 4 pairs: margins 1, 2, -1, 3, one tie, and votes on the first by two people."""
+    judged = Judged(
+        scores=np.array([1.0, 0, 2, 0, -1, 0, 3, 0]),
+        lengths=np.array([9.0, 3, 4, 8, 5, 5, 6, 1]),
+        prompts=np.repeat(np.arange(4), 2),
+        better=np.arange(0, 8, 2),
+        worse=np.arange(1, 8, 2),
+        weights=np.ones(4),
+        labels=np.ones(4),
+        ties=np.array([[0, 2]]),
+        groups={},
+    )
+    prompt, one, other = Prompt.from_text("p"), Response.from_text("a"), Response.from_text("b")
+    votes = [Judgement(prompt, (one, other), (1, 2), name) for name in (who, "bob")]
+    scores = {(prompt.id, one.id): 1.0, (prompt.id, other.id): 0.0}
+    return {
+        "side": "held-out",
+        **make_card(judged, judged, seed=0),
+        "annotators": annotator_agreement(votes, scores, seed=0),
+        "overfit_check": {"pairs": 64, "steps": 200, "accuracy": 0.75},
+    }
 
 
 class Page(HTMLParser):
@@ -275,17 +305,53 @@ def test_worst_mistakes_and_how_to_run_again(page: Page):
     assert "seed: 3" in page.text
 
 
+def test_the_report_card_says_what_its_numbers_say(page: Page):
+    """3 of 4 right; the longer answer wins 2 and loses 1 of 4, half of the equal pair: .625, so
+    that the model is .125 above it. Nobody would call that clear, of four pairs."""
+    card = page.text.split("Report card")[1].split("Its worst mistakes")[0]
+    assert "Accuracy 0.75 [" in card and "on 4 held-out pairs of 4 prompts" in card
+    assert "Length alone 0.62 [" in card and "always the longer answer" in card
+    assert "Above length alone 0.12 [" in card
+    assert "is not clearly better than always taking the longer answer" in card
+    assert "1 pairs that people found equal, 20 % of all" in card
+    assert "could not learn 64 pairs by heart: after 200 steps" in card
+    assert "Two people who judged the same pair agree in 1.00 [0.21, 1.00]" in card  # Wilson's
+    images = page.images()
+    assert "Reliability: ECE" in " ".join(images)
+    scores = next(uri for alt, uri in images.items() if alt.startswith("Scores: 1.25 and 0.00"))
+    assert {"chosen", "rejected", "training"} <= svg_words(scores)
+    length = next(uri for alt, uri in images.items() if alt.startswith("Accuracy by length"))
+    assert {"model", "length"} <= svg_words(length)
+
+
+@pytest.mark.parametrize("card", [{"format": 99}, {"format": 1, "side": "held-out"}, {}])
+def test_a_card_of_another_form_is_left_out(tmp_path: Path, card: dict[str, Any]):
+    folder = make_run(tmp_path)
+    write_object(folder / "reward/report_card.json", card)
+    assert "Report card" not in Page(write_report(folder)).text
+
+
+def test_long_answers_are_folded(tmp_path: Path):
+    folder = make_run(tmp_path)
+    pair = {"chosen": "x" * 701, "rejected": "No.", "chosen_score": 0, "rejected_score": 1}
+    write_lines(folder / "reward/samples.jsonl", [{"prompt": "p", **pair}])
+    text = Page(write_report(folder)).text
+    assert "x" * 600 + " … All 701 characters " + "x" * 701 in text
+
+
 def test_text_from_data_is_escaped(tmp_path: Path):
     folder = make_run(tmp_path, prompt=HOSTILE)
     imported = json.loads((folder / "data/labels/import.json").read_text())
     imported["by_annotator"] = {HOSTILE: 3}
     imported["notes"] = [HOSTILE]
     write_object(folder / "data/labels/import.json", imported)
+    write_object(folder / "reward/report_card.json", report_card(who=HOSTILE))
     page = Page(write_report(folder))
     assert "script" not in {tag for tag, _ in page.tags}
     assert all("onerror" not in attributes for _, attributes in page.tags)
-    # Shown as it was written: 12 prompts side by side, a mistake, ppo samples, annotator, note.
-    assert page.text.count("<script>alert(1)</script>") == 12 + 1 + 2 + 1 + 1
+    # Shown as it was written: 12 prompts side by side, a mistake, ppo samples, annotator, note, and
+    # the annotator in the report card.
+    assert page.text.count("<script>alert(1)</script>") == 12 + 1 + 2 + 1 + 1 + 1
 
 
 def test_same_folder_gives_the_same_bytes_and_no_global_style(tmp_path: Path):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.artifacts import Artifact
+from align.artifacts import Artifact, Rows
 from align.config import (
     Base,
     ConfigError,
@@ -28,10 +30,10 @@ from align.config import (
 from align.config_rewards import IDENTITY
 from align.engine import Engine
 from align.pipeline import Pipeline
+from align.reward_checks import check_rewards, load_function
 from align.rewards import (
     Sampled,
     add_reward_roles,
-    load_function,
     make_scorer,
     text_scorer,
     value_start,
@@ -259,12 +261,16 @@ def save_reward(roles: Roles, folder: Path, shake: Callable[..., None], seed: in
 
 @pytest.fixture
 def context(make_roles: Callable[..., Roles], shake: Callable[..., None], tmp_path: Path) -> Any:
-    """`context(reward)`: as much of a StageContext as rewards need, with the steps one and two."""
+    """`context(reward)`: as much of a StageContext as rewards need, with the steps one and two, and
+    both, an ensemble of the two."""
     maker = make_roles()
     folders = {
         name: save_reward(maker, tmp_path / name, shake, seed)
         for seed, name in enumerate(("one", "two"), 1)
     }
+    for number, name in enumerate(("one", "two"), 1):  # the same two as members of one step
+        shutil.copytree(tmp_path / name, tmp_path / f"both/members/{number}")
+    folders["both"] = tmp_path / "both"
     inputs = {
         name: Artifact(name, "reward", folder, "", {}, base=maker.base_path)
         for name, folder in folders.items()
@@ -277,7 +283,11 @@ def context(make_roles: Callable[..., Roles], shake: Callable[..., None], tmp_pa
             engine=Engine(),
             weights_of=lambda name: inputs[name].adapter,
             base_of=lambda name: inputs[name].base,
-            step=SimpleNamespace(reward=reward, train=SimpleNamespace(tokens_per_forward=40)),
+            step=SimpleNamespace(
+                reward=reward,
+                data="prompts",
+                train=SimpleNamespace(tokens_per_forward=40, max_new_tokens=20),
+            ),
         )
 
     return make
@@ -302,7 +312,7 @@ def scored(context: Any, roles: Roles) -> Any:
 
 
 def normalised(folder: Path) -> list[float]:
-    model = RewardModel.load(folder)
+    model = RewardModel.from_pretrained(folder)
     raw = model.score(PROMPTS, COMPLETIONS)
     return [(one - model.scoring.mean) / model.scoring.std for one in raw]
 
@@ -328,6 +338,38 @@ def test_members_of_an_ensemble_are_roles_of_their_own(
     assert found.parts["score_std"] == pytest.approx([abs(a - b) / 2 for a, b in pairs], abs=1e-5)
     assert min(found.parts["score_std"]) > 1e-3
     assert len(list(roles.model.peft_config)) == 2
+
+
+@pytest.mark.parametrize(
+    ("reward", "value"),
+    [
+        ("both", lambda a, b: (a + b) / 2),
+        (EnsembleReward(ensemble="both", combine="min"), min),
+        (
+            EnsembleReward(ensemble="both", combine="mean_minus_std", std_weight=0.5),
+            lambda a, b: (a + b) / 2 - abs(a - b) / 4,
+        ),
+    ],
+)
+def test_the_members_of_one_step_are_scored_as_they_are_by_themselves(
+    context: Any, make_roles: Callable[..., Roles], tmp_path: Path, reward: Any, value: Any
+):
+    """Each normalised by its own mean and spread; the deviation of two is half their distance.
+    A copy of the base beside the policy gives the same through text."""
+    roles, made = make_roles(), context(reward)
+    found = scored(made, roles)
+    pairs = list(zip(normalised(tmp_path / "one"), normalised(tmp_path / "two"), strict=True))
+    assert found.values == pytest.approx([value(a, b) for a, b in pairs], abs=1e-5)
+    assert found.parts["score_std"] == pytest.approx([abs(a - b) / 2 for a, b in pairs], abs=1e-5)
+    assert len(list(roles.model.peft_config)) == 2
+    known = value_start(made, roles)
+    assert known is not None and known[0].parent == tmp_path / "both/members/1"
+    elsewhere: Any = SimpleNamespace(**{**vars(made), "base_of": lambda _: str(tmp_path / "copy")})
+    shutil.copytree(roles.base_path, tmp_path / "copy")
+    groups, prompts = groups_of(roles)
+    text = make_scorer(elsewhere, make_roles(), prompts)(groups)
+    assert text.values == pytest.approx(found.values, abs=1e-5)
+    assert text.parts["score_std"] == pytest.approx(found.parts["score_std"], abs=1e-5)
 
 
 def test_a_step_that_is_named_twice_is_one_role(
@@ -383,7 +425,7 @@ def test_a_model_on_another_base_reads_the_text_and_never_the_ids(
     found = scored(context(ModelReward(model=str(other_reward))), roles)
     assert found.values == normalised(other_reward)
     assert not hasattr(roles.model, "peft_config")
-    theirs = RewardModel.load(other_reward)._renderer
+    theirs = RewardModel.from_pretrained(other_reward)._renderer
     ours, _ = groups_of(roles)
     for prompt, text, group in zip(PROMPTS, COMPLETIONS, ours, strict=True):
         row = theirs.render(prompt, Response.from_text(text))
@@ -419,6 +461,113 @@ def test_what_a_model_beside_the_policy_cannot_read(other_reward: Path):
         r"France\?'\): a conversation of \d+ tokens is longer than the 96",
     ):
         scorer([plain, Answer(prompt, "word " * 60)])
+
+
+def test_prompts_that_a_model_beside_the_policy_cannot_read_are_left_out_at_once(
+    context: Any, make_roles: Callable[..., Roles], other_reward: Path,
+    caplog: pytest.LogCaptureFixture,
+):  # fmt: skip
+    """One too long with a response of 20 tokens, one that its template cannot render; counted, and
+    the first named. The sum holds a function, too, which reads everything."""
+    roles = make_roles()
+    made = context(
+        (
+            WeightedReward(reward=ModelReward(model=str(other_reward)), weight=1.0),
+            WeightedReward(reward="one", weight=1.0),
+        )
+    )
+    add_reward_roles(made, roles)
+    _, prompts = groups_of(roles)
+    long, spelt = Prompt.from_text("word " * 40), Prompt.from_text("x <|end|> y")
+    prompts = {(1, 2): long, **prompts, (3, 4): spelt}
+    scorer = make_scorer(made, roles, prompts)
+    with caplog.at_level(logging.WARNING, logger="align"):
+        kept, rows = scorer.readable(Rows(7, 5, 2))
+    assert list(kept.values()) == PROMPTS
+    assert rows == Rows(7, 3, 4)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith(
+        "ppo: 2 of 5 prompts of data.prompts are left out, the first 'word word word"
+    )
+    assert "the reward model foreign cannot read it: a conversation of" in line
+    none = make_scorer(made, roles, {(1, 2): long})
+    with pytest.raises(ConfigError, match=r"^steps.ppo.reward: all 1 of 1 prompts of data.prompts"):
+        none.readable(Rows(1, 1, 0))
+
+
+def test_a_prompt_that_a_cutting_model_has_no_room_for_is_left_out(
+    context: Any, make_roles: Callable[..., Roles], tmp_path: Path
+):
+    """A model that reads 21 tokens keeps one of the prompt before a response of 20, and none before
+    one of 21."""
+    path = tmp_path / "one/adapter/scoring.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "max_length": 21, "truncation": "left"})
+    )
+    roles, made = make_roles(), context("one")
+    add_reward_roles(made, roles)
+    _, prompts = groups_of(roles)
+    scorer = make_scorer(made, roles, prompts)
+    assert scorer.readable(Rows(3, 3)) == (prompts, Rows(3, 3))
+    made.step.train.max_new_tokens = 21
+    with pytest.raises(ConfigError, match="leaves its prompt no room in the 21"):
+        scorer.readable(Rows(3, 3))
+
+
+# --- before anything trains -----------------------------------------------------------------------
+
+
+def early(folder: Path, reward: Any, judge: Any = None) -> dict[str, Any]:
+    found = tree(reward)
+    found["steps"]["ppo"]["judge"] = judge
+    return {**found, "output_dir": str(folder)}
+
+
+def test_a_run_with_a_reward_that_is_not_there_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before the first step, and in a plan; for the steps that will run, and no others."""
+    file, empty = tmp_path / "code.py", tmp_path / "empty"
+    file.write_text("def score(prompts, completions): return [0.0] * len(prompts)\n")
+    empty.mkdir()
+    monkeypatch.delenv("REWARD_TOKEN", raising=False)
+    service = {"url": "http://127.0.0.1:9/", "token_env": "REWARD_TOKEN"}
+    cases: list[tuple[Any, Any, str]] = [
+        ({"function": f"{file}:other"}, None, "has no function other"),
+        ([{"reward": service, "weight": 1}], None, r"steps.ppo.reward\[0\].reward.token_env names"),
+        ({"model": str(empty)}, None, r"steps.ppo.reward.model .* holds no reward model"),
+        ("one", {"ensemble": ["two", {"function": f"{file}:absent"}]}, "has no function absent"),
+        ("one", {"model": str(empty)}, r"steps.ppo.judge.model .* holds no reward model"),
+    ]
+    for reward, judge, message in cases:
+        pipeline = Pipeline(build_config(early(tmp_path / "run", reward, judge)))
+        with pytest.raises(ConfigError, match=message):
+            pipeline.run()
+        with pytest.raises(ConfigError, match=message):
+            pipeline.plan()
+        assert not (tmp_path / "run").exists()
+    check_rewards(pipeline.config, ["one", "two", "evaluate"])
+
+
+def test_the_record_of_a_reward_model_is_read_at_once(tmp_path: Path):
+    """Whether it is there, is JSON, and leaves a prompt room; of every member of an ensemble."""
+    folder = tmp_path / "other/members/2/adapter"
+    folder.mkdir(parents=True)
+    config = build_config(early(tmp_path / "run", {"model": str(tmp_path / "other")}))
+    record = folder / "scoring.json"
+    for text, message in (
+        ("{", "scoring.json cannot be read"),
+        ('{"mean": 1}', "scoring.json cannot be read"),
+        (
+            '{"max_length": 64, "truncation": "left"}',
+            r"steps.ppo: max_new_tokens is 64, which leaves a prompt no room in the 64 tokens",
+        ),
+    ):
+        record.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            check_rewards(config, ["ppo"])
+    record.write_text('{"max_length": 65, "truncation": "left"}')
+    check_rewards(config, ["ppo"])
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path):

@@ -276,7 +276,7 @@ def test_reward_model_class_gives_the_same_scores(
     saved, roles = saved_reward(make_roles, shake, lora, tmp_path)
     ours = scored(roles, pack(rendered(roles.renderer))).tolist()
     for path in (tmp_path, saved, str(tmp_path)):  # the step's folder, or what is in it
-        model = RewardModel.load(path)
+        model = RewardModel.from_pretrained(path)
         assert model.score(PROMPTS, ANSWERS) == pytest.approx(ours, abs=1e-6)
         assert (model.scoring.mean, model.scoring.std) == (0.25, 2.0)
 
@@ -408,6 +408,6 @@ def test_the_end_of_a_sequence_is_read(
     both = pack([Group(group.prompt, (ids, ids[:-1]))])
     with_end, without = scored(roles, both).tolist()
     assert abs(with_end - without) > 1e-2
-    assert RewardModel.load(tmp_path).score(PROMPTS[:1], ANSWERS[:1]) == pytest.approx(
+    assert RewardModel.from_pretrained(tmp_path).score(PROMPTS[:1], ANSWERS[:1]) == pytest.approx(
         [with_end], abs=1e-6
     )

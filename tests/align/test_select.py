@@ -27,8 +27,10 @@ def reward_models(monkeypatch: pytest.MonkeyPatch) -> None:
     against them, "doubt" hardly counts them. None reads more than eight."""
 
     class RewardModel:
+        members = ()
+
         @classmethod
-        def load(cls, path: Path) -> RewardModel:
+        def from_pretrained(cls, path: Path) -> RewardModel:
             model = cls()
             model.weight = {"long": 1.0, "short": -1.0, "doubt": 0.01}[path.name]
             return model
@@ -392,7 +394,7 @@ def test_real_reward_models_choose(
     assert main(["select", str(source), *models, *output]) == 0
     assert "3 pairs of 2 prompts with 5 answers" in capsys.readouterr().out
     assert rejects(tmp_path / "task") == [(1, "not_scored"), (2, "not_scored")]
-    loaded = [RewardModel.load(folder) for folder in folders]
+    loaded = [RewardModel.from_pretrained(folder) for folder in folders]
     for row in read_key(tmp_path / "task"):
         for response, scores in zip(row.responses, row.scores, strict=True):
             given = [model.score([row.prompt.text], [response.text])[0] for model in loaded]

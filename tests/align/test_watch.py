@@ -146,14 +146,16 @@ def shown(folder: Path) -> None:
     show_summary(json.loads((folder / "summary.json").read_text()), folder)
 
 
-def test_the_best_policy_goes_on_from_a_checkpoint():
-    """1, then 3, then NaN, then 2: the second is the best, whatever is done in between."""
+@pytest.mark.parametrize(("doubtful", "values"), [(0, [math.nan, 2.0]), (2, [math.nan, 4.0, 9.0])])
+def test_the_best_policy_goes_on_from_a_checkpoint(doubtful: int, values: list[float]):
+    """1, then 3, then NaN, then 2: the second is the best, whatever is done in between. So it is
+    before 4 and 9, where the newest two are doubtful."""
     import torch
 
     from align.watch import BestPolicy
 
     weight = torch.nn.Parameter(torch.zeros(2))
-    whole, first = BestPolicy([weight]), BestPolicy([weight])
+    whole, first = BestPolicy([weight], doubtful), BestPolicy([weight], doubtful)
 
     def iterate(best: BestPolicy, iteration: int, value: float) -> None:
         with torch.no_grad():
@@ -164,21 +166,58 @@ def test_the_best_policy_goes_on_from_a_checkpoint():
     for best in (whole, first):
         for iteration, value in enumerate([1.0, 3.0], 1):
             iterate(best, iteration, value)
-    second = BestPolicy([weight])
+    second = BestPolicy([weight], doubtful)
     state = json.loads(json.dumps(first.state(), allow_nan=False))
     tensors = {name: tensor.clone() for name, tensor in first.tensors().items()}
     second.load_state(state, tensors | {"another": torch.ones(1)})
     for best in (whole, second):
-        for iteration, value in enumerate([math.nan, 2.0], 3):
+        for iteration, value in enumerate(values, 3):
             iterate(best, iteration, value)
         best.restore()
-        assert best.iteration == 2 and weight.tolist() == [2, 2]
-        assert best.metrics["objective/kl"] == 0.2 and math.isnan(best.metrics["broken"])
+        found = best.chosen
+        assert found is not None and found.iteration == 2 and weight.tolist() == [2, 2]
+        assert found.metrics["objective/kl"] == 0.2 and math.isnan(found.metrics["broken"])
     empty = BestPolicy([weight])
-    assert empty.state() is None and empty.tensors() == {}
-    empty.load_state(None, {})
-    empty.restore()
-    assert weight.tolist() == [2, 2]
+    again = BestPolicy([weight])
+    again.load_state(empty.state(), empty.tensors())
+    again.restore()
+    assert again.chosen is None and weight.tolist() == [2, 2]
+
+
+def test_where_all_are_doubtful_the_oldest_is_chosen():
+    """Ill from the first iteration on: the policy that was started from is the least so."""
+    import torch
+
+    from align.watch import BestPolicy
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    best = BestPolicy([weight], doubtful=3)
+    for iteration in (1, 2, 3):
+        with torch.no_grad():
+            weight.fill_(iteration)
+        best.remember()
+        best.judge(iteration, float(iteration), {})
+    best.restore()
+    assert weight.item() == 1
+
+
+def test_without_a_judge_a_stop_goes_back_before_the_illness(
+    tmp_path: Path, write: Reward, monkeypatch: pytest.MonkeyPatch
+):
+    """The reward rises in every iteration, 1 to 6; the doctor speaks at the sixth. What lasted
+    three iterations was there in the fourth: the third is kept."""
+    body = "calls.append(1); return [float(len(calls))] * len(prompts)"
+    rising = {"function": write("rising", body)}
+    monkeypatch.setattr("align.doctor.RULES", ((sixth, "stop"),))
+    train = {"iterations": 8, "stop_when_ill": True, "missing_eos_penalty": 0.0,
+             "kl": {"coefficient": 0.0}}  # fmt: skip
+    metrics = run(tree(tmp_path / "stopped", rising, train=train))
+    assert metrics["ppo/stopped_at"] == 6 and metrics["ppo/best_iteration"] == 3
+    assert metrics["objective/reward"] == pytest.approx(3)
+
+
+def sixth(course: Course) -> str | None:
+    return "too far; lower it." if len(course.rows) >= 6 else None
 
 
 @pytest.mark.parametrize(

@@ -163,16 +163,18 @@ def _context(work: Work, engine: Any, clock: Clock, base: Any) -> Any:
 def _loss(context: Any, clock: Clock, roles: Any, rows: list[Any]) -> Any:
     """The stage's loss, counting tokens; DPO's asks the reference first."""
     from align.config import DPOTrain
-    from align.stages import dpo, reward
+    from align.reward_loss import RewardLoss
+    from align.stages import dpo
 
     train = context.step.train
     is_dpo = isinstance(train, DPOTrain)
     reference = dpo._reference(context, roles, rows) if is_dpo else None
+    of_rewards = None if is_dpo else RewardLoss(train, rows)
 
     def counted(module: Any, batch: Any, pairs: Any, found: list[int]) -> Any:
         clock.computed += batch.input_ids.numel()
-        if not is_dpo:
-            return reward._loss(context, module, batch, pairs)
+        if of_rewards is not None:
+            return of_rewards(module, batch, pairs, found)
         return dpo._loss(train, module, batch, pairs, dpo._of(reference, found))
 
     return counted

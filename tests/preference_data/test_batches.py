@@ -16,6 +16,7 @@ from preference_data.batches import (
     UNUSED,
     Group,
     PackedBatch,
+    distinct,
     join_prompts,
     pack,
     split_by_tokens,
@@ -315,3 +316,21 @@ def test_neighbours_of_one_prompt_are_joined_up_to_a_length():
     assert join_prompts([Group((7,), ((1, 2, 3), (4,)))], tokens=2) == [
         Group((7,), ((1, 2, 3), (4,)))
     ]
+
+
+def test_every_conversation_is_computed_once():
+    """The third is the first one's second again, the fourth has its prompt and another answer."""
+    groups = [
+        Group((1, 2), ((3,), (4, 5))),
+        Group((7,), ((3,),)),
+        Group((1, 2), ((4, 5),)),
+        Group((1, 2), ((6,), (3,))),
+    ]
+    single, places = distinct(groups)
+    assert single == [
+        Group((1, 2), ((3,),)),
+        Group((1, 2), ((4, 5),)),
+        Group((1, 2), ((6,),)),
+        Group((7,), ((3,),)),
+    ]
+    assert places == [0, 1, 3, 1, 2, 0]

@@ -66,7 +66,7 @@ def test_prompts_are_different_and_in_their_first_order(
     [
         ("text", [{"text": "One."}, {"text": "Two."}], ["One.", "Two."]),
         (
-            "judgements", JUDGEMENTS[:2],
+            "judgements", [*JUDGEMENTS[:2], JUDGEMENTS[0]],
             ["Why?\n\nNo.", "Why?\n\nYes.", "How?\n\nSo.", "How?\n\nNo."],
         ),
         (

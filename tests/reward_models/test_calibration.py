@@ -9,15 +9,29 @@ import pytest
 
 from reward_models.calibration import (
     bootstrap_interval,
+    brier,
+    clustered_means,
     correlation,
+    cross_fitted,
     expected_calibration_error,
-    length_baseline,
-    pair_metrics,
+    fit_temperature,
+    log_loss,
+    probabilities,
+    reliability,
+    share_intervals,
 )
 
 
 def array(*values: float) -> np.ndarray:
     return np.array(values, dtype=float)
+
+
+def sampled(temperature: float, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Margins, and labels drawn with the probability sigmoid(margin / temperature)."""
+    generator = np.random.default_rng(seed)
+    margins = generator.normal(scale=2.0, size=pairs)
+    labels = (generator.random(pairs) < 1 / (1 + np.exp(-margins / temperature))).astype(float)
+    return margins, labels
 
 
 def test_expected_calibration_error_by_hand():
@@ -47,6 +61,7 @@ def test_weights_count_in_the_calibration_error():
         ([0.0] * 5, 1.0),  # certain and wrong
         ([0.97] * 97 + [0.03] * 3, 0.0),  # right as often as it says
         ([0.72] * 5 + [0.28] * 5, 0.22),
+        ([0.5] * 5, 0.0),  # it does not know, and says so
     ],
 )
 def test_calibration_error_at_the_ends(probability: list[float], error: float):
@@ -54,44 +69,99 @@ def test_calibration_error_at_the_ends(probability: list[float], error: float):
     assert found == pytest.approx(error, abs=1e-9)
 
 
-def test_pair_metrics_by_hand():
+def test_a_soft_label_is_that_share_of_people():
+    """Confidence .8 on labels of .8: no gap. Confidence .8 in the other answer (P = .2) on the same
+    label is right in .2 of the cases: a gap of .6."""
+    labels = np.full(4, 0.8)
+    assert expected_calibration_error(labels, np.ones(4), labels) == pytest.approx(0.0, abs=1e-9)
+    wrong = expected_calibration_error(1 - labels, np.ones(4), labels)
+    assert wrong == pytest.approx(0.6, abs=1e-9)
+
+
+def test_the_curve_has_a_point_for_each_bin_that_is_not_empty():
+    """.92 -> [.9, .95); .62 twice, one right, -> [.6, .65), which holds 2/3 of the weight."""
+    curve = reliability(array(0.92, 0.62, 0.38), np.ones(3), np.ones(3))
+    low, high = curve
+    assert (low.low, low.high) == pytest.approx((0.6, 0.65))
+    assert (low.pairs, low.confidence, low.accuracy) == pytest.approx((2, 0.62, 0.5))
+    assert low.share == pytest.approx(2 / 3)
+    assert (high.pairs, high.confidence, high.accuracy) == pytest.approx((1, 0.92, 1.0))
+
+
+def test_brier_and_log_loss_by_hand():
     """Margins log 3, -log 3, 0 with weights 1, 1, 2: P = 3/4, 1/4, 1/2.
 
-    Accuracy (1 + 0 + 2 * .5) / 4 = .5; margin 0; Brier ((1/4)^2 + (3/4)^2 + 2 (1/2)^2) / 4 =
-    (.0625 + .5625 + .5) / 4 = .28125. Lengths: longer, longer, equal: (1 + 1 + 2 * .5) / 4 = .75.
+    Brier ((1/4)^2 + (3/4)^2 + 2 (1/2)^2) / 4 = .28125; log-loss (log 4/3 + log 4 + 2 log 2) / 4.
+    The last as a soft label of 1/4: .25 * .5^2 + .75 * .5^2 is the same, and so is log 2.
     """
-    log_3 = math.log(3.0)
-    scores = np.array([[log_3, 0.0], [1.0, 1.0 + log_3], [2.0, 2.0]])
-    lengths = np.array([[9, 3], [5, 4], [7, 7]])
-    found = pair_metrics(scores, lengths, array(1, 1, 2), seed=0)
-    assert found["accuracy"] == pytest.approx(0.5)
-    assert found["margin"] == pytest.approx(0.0, abs=1e-9)
-    assert found["brier"] == pytest.approx(0.28125)
-    assert found["length_baseline"] == pytest.approx(0.75)
-    assert found["pairs"] == 3
-    assert 0.0 <= found["accuracy_low"] <= 0.5 <= found["accuracy_high"] <= 1.0
+    margins, weights = array(math.log(3), -math.log(3), 0), array(1, 1, 2)
+    for labels in (np.ones(3), array(1, 1, 0.25)):
+        assert brier(probabilities(margins), labels, weights) == pytest.approx(0.28125)
+        expected = (math.log(4 / 3) + math.log(4) + 2 * math.log(2)) / 4
+        assert log_loss(margins, labels, weights) == pytest.approx(expected)
 
 
-def test_a_model_of_length_alone_is_seen_through():
-    """Score = length: the correlation is 1 and the accuracy is the length baseline's."""
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(1, 50, size=(400, 2)).astype(float)
-    found = pair_metrics(lengths / 10, lengths, np.ones(400), seed=0)
-    assert found["length_correlation"] == pytest.approx(1.0)
-    assert max(found["accuracy"], 1 - found["accuracy"]) == pytest.approx(found["length_baseline"])
+# --- temperature ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("lengths", "baseline"),
-    [
-        ([[5, 3], [5, 3], [5, 3], [3, 5]], 0.75),  # the longer is preferred
-        ([[3, 5], [3, 5], [3, 5], [5, 3]], 0.75),  # the shorter is: as good a rule
-        ([[4, 4], [4, 4]], 0.5),  # nothing to go by
-    ],
-)
-def test_length_baseline_by_hand(lengths: list[list[int]], baseline: float):
-    found = length_baseline(np.array(lengths), np.ones(len(lengths)))
-    assert found == pytest.approx(baseline)
+def test_temperature_by_hand():
+    """Margins of 1, right in 3 of 4 cases: sigmoid(1 / T) = 3/4, so T = 1 / log 3 = .910."""
+    found = fit_temperature(np.ones(4), array(1, 1, 1, 0), np.ones(4))
+    assert found == pytest.approx(1 / math.log(3), abs=1e-5)
+    weighted = fit_temperature(np.ones(2), array(1, 0), array(3, 1))
+    assert weighted == pytest.approx(1 / math.log(3), abs=1e-5)
+    soft = fit_temperature(np.ones(1), array(0.75), np.ones(1))
+    assert soft == pytest.approx(1 / math.log(3), abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_of_a_sample_is_found(temperature: float):
+    """Of 20,000 pairs its standard error is below 2 %."""
+    margins, labels = sampled(temperature, 20_000, seed=3)
+    found = fit_temperature(margins, labels, np.ones(len(margins)))
+    assert found == pytest.approx(temperature, rel=0.06)
+    # A scale of the scores is no property of the pairs.
+    scaled = fit_temperature(3 * margins, labels, np.ones(len(margins)))
+    assert scaled == pytest.approx(3 * found, rel=1e-4)
+
+
+def test_a_temperature_takes_overconfidence_away():
+    """Scores three times too large: far off; after calibration no further off than chance, the
+    mean of |accuracy - p| in 10 bins of about 1,000, sqrt(2 / pi * .2 / 1000) = .011."""
+    margins, labels = sampled(3.0, 10_000, seed=4)
+    ones = np.ones(len(margins))
+    fitted = cross_fitted(margins, labels, ones, np.arange(len(margins)), seed=0)
+    assert fitted is not None
+
+    def error(temperature: np.ndarray | float) -> float:
+        return expected_calibration_error(probabilities(margins, temperature), ones, labels)
+
+    assert error(1.0) > 0.1
+    assert error(fitted) < 0.02
+    assert error(3.0) < 0.02  # perfectly calibrated
+
+
+def test_no_pair_is_judged_by_a_temperature_that_saw_it():
+    """A change of one prompt's labels changes the temperature of the other half alone, and the
+    pairs of one prompt have the same."""
+    margins, labels = sampled(1.0, 80, seed=5)
+    prompts, ones = np.repeat(np.arange(40), 2), np.ones(80)
+    before = cross_fitted(margins, labels, ones, prompts, seed=0)
+    flipped = np.where(prompts == 0, 1 - labels, labels)
+    after = cross_fitted(margins, flipped, ones, prompts, seed=0)
+    assert before is not None and after is not None
+    own_half = before == before[0]
+    assert own_half.sum() == 40
+    assert (before[::2] == before[1::2]).all()
+    assert (after[own_half] == before[own_half]).all()
+    assert (after[~own_half] != before[~own_half]).all()
+
+
+def test_few_prompts_give_no_temperature():
+    assert cross_fitted(np.ones(38), np.ones(38), np.ones(38), np.arange(38) // 2, 0) is None
+
+
+# --- intervals -----------------------------------------------------------------------------------
 
 
 def test_correlation_by_hand():
@@ -120,3 +190,37 @@ def test_the_interval_has_its_coverage():
         low, high = bootstrap_interval(throws, seed, resamples=400)
         held += low <= 0.7 <= high
     assert 180 <= held <= 200
+
+
+def test_pairs_of_a_prompt_that_agree_are_one_observation():
+    """100 prompts, 60 all right: with one pair each (.504, .696), as above. Four equal pairs of
+    each say nothing new: the same interval, and not that of 400 pairs, which is half as wide."""
+    prompts = np.repeat(np.arange(100), 4)
+    hits = (prompts < 60).astype(float)[:, None]
+    ones = np.ones_like(hits)
+    (found,) = clustered_means(hits, ones, prompts, seed=0)
+    assert found.value == pytest.approx(0.6)
+    assert found.low == pytest.approx(0.504, abs=0.015)
+    assert found.high == pytest.approx(0.696, abs=0.015)
+    (naive,) = clustered_means(hits, ones, np.arange(400), seed=0)
+    assert (found.high - found.low) / (naive.high - naive.low) == pytest.approx(2, abs=0.2)
+
+
+def test_columns_are_means_under_their_own_weights():
+    """Columns (1, 0) with weights (3, 1) and (0, 2) -> 3/4 and 0; nothing has no mean."""
+    values = np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    weights = np.array([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]])
+    first, second, nothing = clustered_means(values, weights, np.array([7, 9]), seed=0)
+    assert (first.value, second.value) == (0.75, 0.0)
+    assert (first.low, first.high) == (0.0, 1.0)  # one of the two prompts drawn twice
+    assert math.isnan(nothing.value)
+
+
+def test_five_hits_in_a_row_are_not_certain():
+    """Wilson's interval of 5 of 5: the low end is 1 / (1 + z^2 / 5) = 1 / (1 + 3.8415 / 5) = .5655.
+    Of five pairs of one prompt it is that of 1 of 1, 1 / (1 + 3.8415) = .2065."""
+    hits = np.ones((5, 1))
+    (found,) = share_intervals(hits, hits, np.arange(5), seed=0)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 0.5655, 1), abs=1e-4)
+    (found,) = share_intervals(hits, hits, np.zeros(5, dtype=int), seed=0)
+    assert found.low == pytest.approx(0.2065, abs=1e-4)

@@ -17,6 +17,7 @@ from preference_data.records import Prompt, Response
 from preference_data.rendering import RenderingError
 from reward_models import RewardModel
 from reward_models.scalar_head import (
+    HEAD_KEY,
     ScalarHead,
     Scoring,
     cut_left,
@@ -142,18 +143,72 @@ def test_the_critic_starts_as_the_normalised_reward():
 # --- the reward model -----------------------------------------------------------------------------
 
 
-def test_a_score_does_not_depend_on_its_neighbours(saved: Path):
-    """To the last bit: in any order, alone or together."""
-    model = RewardModel.load(saved)
-    scores = model.score(PROMPTS, ANSWERS)
-    assert len({round(score, 3) for score in scores}) == 3
-    assert model.score(PROMPTS[::-1], ANSWERS[::-1]) == scores[::-1]
-    assert [model.score([p], [a])[0] for p, a in zip(PROMPTS, ANSWERS, strict=True)] == scores
+@pytest.mark.parametrize("tokens", [1, 60, 4096])
+def test_a_score_does_not_depend_on_its_neighbours(saved: Path, tokens: int):
+    """In any order, alone or together, with a prompt of their own or one for all."""
+    model = RewardModel.from_pretrained(saved)
+    prompts, answers = [*PROMPTS, *PROMPTS[:1] * 3], [*ANSWERS, *ANSWERS]
+    alone = [model.score([p], [a])[0] for p, a in zip(prompts, answers, strict=True)]
+    assert len({round(score, 3) for score in alone}) == 5  # the first and the fourth are one
+    together = model.score(prompts, answers, tokens_per_forward=tokens)
+    assert together == pytest.approx(alone, abs=1e-5)
+    turned = model.score(prompts[::-1], answers[::-1], tokens_per_forward=tokens)
+    assert turned == pytest.approx(alone[::-1], abs=1e-5)
     assert model.score([], []) == []
 
 
+def test_a_prompt_of_several_answers_is_computed_once(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    """Twelve answers to three prompts, shuffled: the tokens of three prompts and twelve answers, in
+    passes of at most 100."""
+    model = RewardModel.from_pretrained(saved)
+    seen: list[int] = []
+
+    def count(_: Any, batch: Any) -> Any:
+        seen.append(batch.tokens)
+        return hidden_states(model._model, batch)
+
+    monkeypatch.setattr("reward_models.reward_model.hidden_states", count)
+    prompts, answers = PROMPTS * 4, [f"{answer} {i}" for i in range(4) for answer in ANSWERS]
+    groups = [model.group_of(p, a) for p, a in zip(prompts, answers, strict=True)]
+    model.score(prompts, answers, tokens_per_forward=100)
+    shared = sum(len(model.group_of(p, "x").prompt) for p in PROMPTS)
+    # A prompt that is cut in two by the limit of a pass would count twice.
+    assert sum(seen) == shared + sum(len(group.completions[0]) for group in groups)
+    assert len(seen) > 1
+
+
+def test_a_probability_is_of_the_difference(saved: Path):
+    """sigmoid(a - b); even for one answer against itself, and the rest to 1 when turned."""
+    model = RewardModel.from_pretrained(saved)
+    one, other = model.score(PROMPTS[:1] * 2, ANSWERS[:2])
+    [there] = model.probability(PROMPTS[:1], ANSWERS[:1], ANSWERS[1:2])
+    [back] = model.probability(PROMPTS[:1], ANSWERS[1:2], ANSWERS[:1])
+    assert math.log(there / back) == pytest.approx(one - other, abs=1e-5)
+    assert there + back == pytest.approx(1.0, abs=1e-12)
+    assert model.probability(PROMPTS, ANSWERS, ANSWERS) == pytest.approx([0.5] * 3, abs=1e-6)
+    with pytest.raises(ValueError, match="1 prompts, but 1 and 2 completions"):
+        model.probability(PROMPTS[:1], ANSWERS[:1], ANSWERS[:2])
+
+
+def test_normalised_scores_are_those_of_a_policy(saved: Path):
+    """mean .5, std 2: a score of 4.5 is 2, and one of .5 is 0."""
+    assert RewardModel.from_pretrained(saved).normalised([4.5, 0.5]) == [2.0, 0.0]
+
+
+def test_a_prompt_may_be_messages(saved: Path):
+    model = RewardModel.from_pretrained(saved)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPTS[0]}]
+    told = model.score([turns, turns[1:], PROMPTS[0]], ANSWERS[:1] * 3)
+    assert told[1] == pytest.approx(told[2], abs=1e-6)
+    assert abs(told[0] - told[1]) > 1e-3
+    with pytest.raises(ValueError, match="row 1: a message has role and content, not text"):
+        model.score([PROMPTS[0], [{"text": "hi"}]], ANSWERS[:2])
+    with pytest.raises(ValueError, match="A prompt needs at least one message"):
+        model.score([[]], ANSWERS[:1])
+
+
 def test_a_score_reads_prompt_and_answer(saved: Path):
-    model = RewardModel.load(saved)
+    model = RewardModel.from_pretrained(saved)
     straight, crossed = (
         model.score(PROMPTS[:2], ANSWERS[:2]),
         model.score(PROMPTS[:2], ANSWERS[1::-1]),
@@ -175,7 +230,7 @@ def test_the_score_is_the_heads_at_the_end_token(saved: Path):
     text = f"Question: {PROMPTS[0]}\nAnswer:\n{ANSWERS[0]}{tokenizer.eos_token}"
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     prompt, answer = Prompt.from_text(PROMPTS[0]), Response.from_text(ANSWERS[0])
-    model = RewardModel.load(saved)
+    model = RewardModel.from_pretrained(saved)
     assert ids[0].tolist() == model._renderer.render(prompt, answer).ids
     adapted = PeftModel.from_pretrained(base, str(adapter)).eval()
     with torch.no_grad():
@@ -185,22 +240,27 @@ def test_the_score_is_the_heads_at_the_end_token(saved: Path):
 
 
 def test_what_cannot_be_scored_is_refused(saved: Path):
-    model = RewardModel.load(saved)
+    model = RewardModel.from_pretrained(saved)
     with pytest.raises(ValueError, match="2 prompts, but 1 completions"):
         model.score(PROMPTS[:2], ANSWERS[:1])
     with pytest.raises(ValueError, match="longer than the 48 that this reward model reads"):
         model.score(["Why?"], ["word " * 60])
+    with pytest.raises(ValueError, match=r"row 1: a conversation of \d+ tokens is longer"):
+        model.score(["Why?", "Why?", "Why?"], ["x", "word " * 60, "word " * 60])
     with pytest.raises(RenderingError, match="control token"):
-        model.score(["Why?"], ["Because.<|end|>"])
+        model.group_of("Why?", "Because.<|end|>")
+    with pytest.raises(ValueError, match="row 2: the text holds the control token"):
+        model.score(["Why?"] * 3, ["x", "y", "Because.<|end|>"])
+    assert model.without_control("Because.<|end|>") == "Because."
 
 
 def test_a_model_that_cuts_scores_the_end_of_a_long_prompt(saved: Path, renderer: Any):
     """Trained with truncation left and 48 tokens: a prompt of over 80 is scored as its last tokens
     before the answer are, alone; what fits is scored as before; an answer of 60 words is refused.
     """
-    whole = RewardModel.load(saved)
+    whole = RewardModel.from_pretrained(saved)
     Scoring(renderer.fingerprint(), 48, 0.5, 2.0, "left").save(saved / "adapter")
-    model = RewardModel.load(saved)
+    model = RewardModel.from_pretrained(saved)
     assert model.score(PROMPTS, ANSWERS) == whole.score(PROMPTS, ANSWERS)
     prompt = " ".join(f"{word} ?" for word in ANSWERS * 4)
     row = renderer.render(Prompt.from_text(prompt), Response.from_text("cold"))
@@ -219,7 +279,7 @@ def test_a_model_that_cuts_scores_the_end_of_a_long_prompt(saved: Path, renderer
 
 def test_a_folder_without_a_reward_model_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="holds no reward model"):
-        RewardModel.load(tmp_path)
+        RewardModel.from_pretrained(tmp_path)
 
 
 def test_a_changed_template_is_refused(saved: Path):
@@ -227,7 +287,7 @@ def test_a_changed_template_is_refused(saved: Path):
     path = saved / "adapter" / "chat_template.jinja"
     path.write_text(path.read_text().replace("Question", "Human"))
     with pytest.raises(ValueError, match="trained with another tokenizer or chat template"):
-        RewardModel.load(saved)
+        RewardModel.from_pretrained(saved)
 
 
 @pytest.mark.filterwarnings("ignore:Unable to fetch remote file:UserWarning")  # peft 0.21, offline
@@ -235,10 +295,86 @@ def test_the_base_may_have_moved(saved: Path, tmp_path: Path, tiny_folder: Path)
     """An adapter names the folder of its base; `base` says where that is now."""
     import shutil
 
-    here = RewardModel.load(saved).score(PROMPTS, ANSWERS)
+    here = RewardModel.from_pretrained(saved).score(PROMPTS, ANSWERS)
     moved = tmp_path / "moved"
     shutil.copytree(tiny_folder, moved)
     config = saved / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace(str(tiny_folder), "/nowhere"))
-    assert RewardModel.load(saved, base=str(moved)).score(PROMPTS, ANSWERS) == here
+    assert RewardModel.from_pretrained(saved, base=str(moved)).score(PROMPTS, ANSWERS) == here
     assert math.isfinite(here[0])
+
+
+def test_the_base_of_a_run_is_found_in_the_run_folder(saved: Path, tiny_folder: Path):
+    """The adapter names runs/x/base; the run folder was moved since, its base with it."""
+    import shutil
+
+    here = RewardModel.from_pretrained(saved).score(PROMPTS, ANSWERS)
+    shutil.copytree(tiny_folder, saved.parent / "base")
+    config = saved / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(tiny_folder), "runs/x/base"))
+    assert RewardModel.from_pretrained(saved).score(PROMPTS, ANSWERS) == here
+    shutil.rmtree(saved.parent / "base")
+    with pytest.raises(FileNotFoundError, match=r"runs/x/base, the base under .* is not there"):
+        RewardModel.from_pretrained(saved)
+
+
+def test_a_model_of_the_hub_is_fetched_without_its_pickles(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: dict[str, Any] = {}
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    model = RewardModel.from_pretrained("someone/reward", revision="v1")
+    assert math.isfinite(model.score(PROMPTS[:1], ANSWERS[:1])[0])
+    assert (asked["name"], asked["revision"]) == ("someone/reward", "v1")
+    patterns = asked["allow_patterns"]
+    assert "*.safetensors" in patterns and not {"*", "*.bin", "*.pt"} & set(patterns)
+
+
+def test_what_the_hub_has_not_is_a_sentence():
+    """The tests are offline, so nothing is there."""
+    with pytest.raises(FileNotFoundError, match="no/such: there is no such folder, and the hub"):
+        RewardModel.from_pretrained("no/such")
+
+
+def test_pickled_weights_are_refused(saved: Path):
+    """Nothing opens the file: it holds no pickle at all."""
+    adapter = saved / "adapter"
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter_model\.safetensors"):
+        RewardModel.from_pretrained(saved)
+    (adapter / "adapter_model.bin").write_bytes(b"no pickle")
+    with pytest.raises(ValueError, match=r"adapter_model\.bin, a pickle, .* save them as safe"):
+        RewardModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop(HEAD_KEY), "holds no head"),
+        (lambda state: state.update({HEAD_KEY: torch.zeros(0, 32)}), r"empty .* \[0, 32\]"),
+        (lambda state: state.update({HEAD_KEY: torch.zeros(0)}), r"empty .* \[0\]"),
+        (lambda state: state.update({HEAD_KEY: torch.zeros(1, 32)}), "no row of finite numbers"),
+        (lambda state: state.update({HEAD_KEY: torch.full((1, 32), math.nan)}), "no row of finite"),
+        (lambda state: state.update({HEAD_KEY: torch.ones(2, 32)}), r"\[2, 32\]"),
+        (
+            lambda state: state.update({"base_model.model.score.lora_A.weight": torch.ones(4, 32)}),
+            "an adapter on its head",
+        ),
+    ],
+)
+def test_a_head_that_was_not_saved_whole_is_refused(
+    saved: Path, change: Callable[[dict[str, Any]], None], message: str
+):
+    from safetensors.torch import load_file, save_file
+
+    path = saved / "adapter" / "adapter_model.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        RewardModel.from_pretrained(saved)

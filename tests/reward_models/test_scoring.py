@@ -310,6 +310,16 @@ def test_what_may_pass_is_tried_again_after_a_wait_that_doubles(server: Server, 
     assert len({json.dumps(body) for body in server.asked}) == 1
 
 
+def test_a_service_is_sent_the_turns_of_a_conversation(server: Server):
+    """Flattened to one text, it would be another prompt than the reward model was trained on."""
+    server.replies = [right]
+    turns = (Message("system", "Be brief."), Message("user", "Why?"))
+    Service(server.url, "it")([Answer(Prompt(turns), "x")])
+    assert server.asked[0]["prompts"] == [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    ]
+
+
 def test_a_service_may_say_how_long_to_wait(server: Server, waits: list[float]):
     server.replies = [status(429), right]
     server.reply_headers = {"Retry-After": "7"}

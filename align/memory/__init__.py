@@ -1,0 +1,1 @@
+"""The memory of a run: estimated before it, measured in it."""

@@ -1,0 +1,130 @@
+"""Tables written as they were read, with columns of scores at their end: CSV, JSONL, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+from preference_data.quarantine import DataError, Rejected
+from preference_data.sources.carriers.files import Reading, data_suffix
+from preference_data.sources.carriers.rows import Row
+from preference_data.sources.carriers.tables import find_delimiter
+
+Scores = Mapping[str, float | list[float | None] | None]
+"""Of one row, by column; None where an answer has no score."""
+
+
+class Writer(Protocol):
+    """Writes the rows of one table, in their order, into a binary stream."""
+
+    def start(self, stream: BinaryIO) -> None: ...
+    def write(self, stream: BinaryIO, row: Row | Rejected, scores: Scores) -> None: ...
+    def finish(self, stream: BinaryIO) -> None: ...
+
+
+def writer_for(
+    path: Path, output: Path, header: Sequence[str], names: Sequence[str], reading: Reading
+) -> Writer:
+    """The writer of a table like the one at `path`. Raises DataError for another kind of file."""
+    kind = data_suffix(path)
+    alike = {".csv": (".csv",), ".tsv": (".tsv",), ".parquet": (".parquet",)}
+    allowed = alike.get(kind, (".jsonl", ".ndjson"))
+    if output.suffix.lower() not in allowed:
+        raise DataError(f"--output is {output}; of {path.name}, let its name end in {allowed[0]}.")
+    if kind == ".parquet":
+        return _Parquet(path, tuple(names))
+    if kind in alike:
+        delimiter = reading.delimiter or find_delimiter(path, reading)
+        return _Cells(tuple(header), tuple(names), delimiter)
+    return _Lines(tuple(names))
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """CSV and TSV. A row that does not fit the header keeps its cells; one that is no CSV becomes
+    one cell."""
+
+    header: tuple[str, ...]
+    names: tuple[str, ...]
+    delimiter: str
+
+    def start(self, stream: BinaryIO) -> None:
+        self._line(stream, [*self.header, *self.names])
+
+    def write(self, stream: BinaryIO, row: Row | Rejected, scores: Scores) -> None:
+        cells = list(row.values.values()) if isinstance(row, Row) else _cells(row.raw)
+        cells += [""] * (len(self.header) - len(cells))
+        self._line(stream, [*cells, *(_cell(scores.get(name)) for name in self.names)])
+
+    def finish(self, stream: BinaryIO) -> None:
+        pass
+
+    def _line(self, stream: BinaryIO, cells: Sequence[object]) -> None:
+        text = io.StringIO()
+        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerow(cells)
+        # A byte that is no text was read as a surrogate, and is written as it was.
+        stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _cells(raw: object) -> list[object]:
+    return list(cast("list[object]", raw)) if isinstance(raw, list) else [raw]
+
+
+def _cell(score: float | list[float | None] | None) -> str:
+    if isinstance(score, list):
+        return json.dumps(score)
+    return "" if score is None else repr(score)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """JSONL. A line that is no object stays as it was."""
+
+    names: tuple[str, ...]
+
+    def start(self, stream: BinaryIO) -> None:
+        pass
+
+    def write(self, stream: BinaryIO, row: Row | Rejected, scores: Scores) -> None:
+        values = row.values if isinstance(row, Row) else row.raw
+        if isinstance(values, Mapping):
+            found = {**cast("Mapping[str, Any]", values), **dict.fromkeys(self.names), **scores}
+            text = json.dumps(found, ensure_ascii=False)
+        else:
+            text = values.strip("\r\n") if isinstance(values, str) else json.dumps(values)
+        stream.write(text.encode("utf-8", "surrogateescape") + b"\n")
+
+    def finish(self, stream: BinaryIO) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Parquet:
+    """The file's own columns in their own types, and the scores as doubles."""
+
+    path: Path
+    names: tuple[str, ...]
+    scores: list[Scores] = field(default_factory=list[Scores])
+
+    def start(self, stream: BinaryIO) -> None:
+        pass
+
+    def write(self, stream: BinaryIO, row: Row | Rejected, scores: Scores) -> None:
+        self.scores.append(scores)
+
+    def finish(self, stream: BinaryIO) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.path)
+        for name in self.names:
+            column = [scores.get(name) for scores in self.scores]
+            lists = any(isinstance(value, list) for value in column)
+            kind = pa.list_(pa.float64()) if lists else pa.float64()
+            table = table.append_column(name, pa.array(column, kind))
+        pq.write_table(table, stream)

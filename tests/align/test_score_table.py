@@ -1,0 +1,210 @@
+"""`align score`: tables of every kind with the scores beside the answers, rows in = rows out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.cli import main
+from preference_data.batches import Group
+from preference_data.records import Prompt, Response
+
+
+class LetterModel:
+    """Ten times the letters of the prompt and those of the answer; nothing above 100 letters."""
+
+    @classmethod
+    def from_pretrained(cls, path: str, **_: Any) -> LetterModel:
+        return cls()
+
+    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
+        pairs = zip(prompts, completions, strict=True)
+        found = [self.group_of(Prompt.from_text(p), Response.from_text(c)) for p, c in pairs]
+        return self.score_groups(found)
+
+    def group_of(self, prompt: Prompt, completion: Response) -> Group:
+        answer = completion.messages[-1].content
+        if len(answer) > 100:
+            raise ValueError("a conversation of 101 tokens is longer than the 100 it reads")
+        question = "".join(message.content for message in prompt.messages)
+        return Group((1,) * len(question), ((2,) * len(answer),))
+
+    def score_groups(self, groups: list[Group]) -> list[float]:
+        return [10.0 * len(group.prompt) + len(group.completions[0]) for group in groups]
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """`align score` with a model that counts letters, in the test's own folder."""
+    module = types.ModuleType("reward_models")
+    module.__dict__["RewardModel"] = LetterModel
+    monkeypatch.setitem(sys.modules, "reward_models", module)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    return lambda *arguments: main(["score", "model", *arguments])
+
+
+def table(path: str) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_number_an_answer(score: Callable[..., int], capsys: Any):
+    assert score("--prompt", "hi", "--completion", "a", "--completion", "abc") == 0
+    assert capsys.readouterr().out == "21.0000\n23.0000\n"
+    assert score("--prompt", "hi", "--completion", "a" * 101) == 2
+    assert capsys.readouterr().err == (
+        "a conversation of 101 tokens is longer than the 100 it reads.\n"
+    )
+
+
+def test_a_table_of_answers_keeps_its_columns(score: Callable[..., int], capsys: Any):
+    """Cells with line ends, quotes, delimiters and NA come back as they were."""
+    text = 'id;prompt;response\n007;hi;"a\nb"\n;hello;"say ""x;y"""\n1e5;NA;null\n'
+    Path("in.csv").write_text(text)
+    assert score("in.csv", "--output", "out.csv") == 0
+    assert capsys.readouterr() == ("3 rows, 3 answers scored: out.csv\n", "")
+    assert Path("out.csv").read_text() == (
+        'id;prompt;response;score\n007;hi;"a\nb";23.0\n;hello;"say ""x;y""";59.0\n'
+        "1e5;NA;null;24.0\n"
+    )
+    assert not Path("out.quarantine.jsonl").exists()
+
+
+def test_two_answers_and_their_label_give_the_accuracy(score: Callable[..., int], capsys: Any):
+    """The longer answer has the higher score: right, wrong, a tie that does not count, and equal
+    scores, which count a half: 1.5 of 3."""
+    Path("in.csv").write_text(
+        "prompt,response_a,response_b,label\np,long,x,A\np,long,x,B\np,long,x,tie\np,abc,xyz,A\n"
+    )
+    assert score("in.csv", "--output", "out.csv", "--column", "rm") == 0
+    assert [(row["rm_a"], row["rm_b"]) for row in table("out.csv")] == [
+        ("14.0", "11.0"), ("14.0", "11.0"), ("14.0", "11.0"), ("13.0", "13.0"),
+    ]  # fmt: skip
+    assert capsys.readouterr().out == (
+        "4 rows, 8 answers scored: out.csv\n"
+        "Accuracy 0.500 on 3 pairs of which one is judged better.\n"
+    )
+
+
+def test_a_table_without_labels_is_scored_as_well(score: Callable[..., int], capsys: Any):
+    Path("in.tsv").write_text("prompt\tResponse 1\tResponse 2\tResponse 3\np\ta\tab\tabc\n")
+    assert score("in.tsv", "--output", "out.tsv") == 0
+    assert Path("out.tsv").read_text().splitlines()[1] == "p\ta\tab\tabc\t11.0\t12.0\t13.0"
+    assert "score_1\tscore_2\tscore_3" in Path("out.tsv").read_text()
+    assert capsys.readouterr().out == "1 rows, 3 answers scored: out.tsv\n"
+
+
+def test_rows_in_are_rows_out(score: Callable[..., int], capsys: Any):
+    """Too long, blank, ragged, and no CSV at all: each row is there, without a score, and named."""
+    Path("in.csv").write_text(
+        f'prompt,response,note\nhi,{"x" * 101},1\n,a,2\nhi,b\nhi,c,"3"4\nhi,d,5\nhi,e,6\n'
+    )
+    assert score("in.csv", "--output", "out.csv") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "6 rows, 2 answers scored: out.csv\n"
+    found = table("out.csv")
+    assert [row["score"] for row in found] == ["", "", "", "", "21.0", "21.0"]
+    assert (found[0]["response"], found[3]["prompt"].strip()) == ("x" * 101, 'hi,c,"3"4')
+    lines = captured.err.splitlines()
+    assert lines[0] == (
+        "4 of 6 rows have an answer without a score (csv_syntax 1, empty_prompt 1, fields_missing "
+        "1, not_scored 1); see out.quarantine.jsonl."
+    )
+    assert lines[1] == (
+        "  row 1 (line 2): score: a conversation of 101 tokens is longer than the 100 it reads."
+    )
+    kept = [json.loads(line) for line in Path("out.quarantine.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in kept] == [1, 2, 3, 4]
+
+
+def test_lists_of_answers_have_lists_of_scores(score: Callable[..., int]):
+    """A line that is no JSON stays; numbers that JSON writes exactly are as they were."""
+    rows = [
+        '{"prompt": "hi", "completions": ["a", "abc", ""], "n": 12345678901234567890}',
+        "{no json",
+        '{"prompt": [{"role": "user", "content": "é"}], "completions": ["ü"], "n": 0.1}',
+    ]
+    Path("in.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert score("in.jsonl", "--output", "out.jsonl") == 0
+    first, second, third = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first) == {**json.loads(rows[0]), "score": [21.0, 23.0, None]}
+    assert second == rows[1]
+    assert third == rows[2][:-1] + ', "score": [11.0]}'
+
+
+def test_parquet_keeps_its_types(score: Callable[..., int]):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "prompt": ["hi", "ho"], "chosen": ["abc", "x" * 101], "rejected": ["a", "b"],
+        "small": pa.array([1, None], pa.int8()), "when": pa.array([1, 2], pa.timestamp("ns")),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), "in.parquet")
+    assert score("in.parquet", "--output", "out.parquet") == 0
+    before, after = pq.read_table("in.parquet"), pq.read_table("out.parquet")
+    assert after.select(before.column_names).equals(before)
+    assert after["score_chosen"].to_pylist() == [23.0, None]
+    assert after["score_rejected"].to_pylist() == [21.0, 21.0]
+
+
+def test_a_published_format_is_scored_as_it_is_imported(score: Callable[..., int], capsys: Any):
+    """HH: transcripts in two columns; the scores are of their last answers, chosen first."""
+    start = "\n\nHuman: hi\n\nAssistant: "
+    rows = [{"chosen": start + "abc", "rejected": start + "a"}]
+    rows += [{"chosen": start + "same", "rejected": start + "same"}]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score("in.jsonl", "--output", "out.jsonl") == 0
+    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert found[0] == {**rows[0], "score": [23.0, 21.0]}
+    assert found[1] == {**rows[1], "score": None}
+    captured = capsys.readouterr()
+    assert "Accuracy 1.000 on 1 pairs" in captured.out
+    assert "1 of 2 rows have an answer without a score" in captured.err
+
+
+def test_a_data_folder_and_a_mapping(score: Callable[..., int], capsys: Any):
+    Path("labels.csv").write_text("q,x,y,best\np,long,x,1\np,ab,x,2\n")
+    Path("columns.yaml").write_text(
+        "prompt: q\nresponses: [x, y]\nlabel: best\nlabels: {1: first, 2: second}\n"
+    )
+    mapping = ["--mapping", "columns.yaml"]
+    assert score("labels.csv", "--output", "out.csv", *mapping) == 0
+    assert [row["score_x"] for row in table("out.csv")] == ["14.0", "12.0"]
+    assert "Accuracy 0.500 on 2 pairs" in capsys.readouterr().out
+    assert main(["import", "labels.csv", "--output", "data", *mapping]) == 0
+    capsys.readouterr()
+    assert score("data", "--output", "out.jsonl") == 0
+    found = [json.loads(line)["score"] for line in Path("out.jsonl").read_text().splitlines()]
+    assert found == [[14.0, 11.0], [12.0, 11.0]]
+    assert "Accuracy 0.500 on 2 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("a,b\n1,2\n", ["out.csv"], "in.csv has no column prompt; it has a, b. Rename the columns"),
+        ("prompt,b\n1,2\n", ["out.csv"], "in.csv has no column of answers; it has prompt, b."),
+        ("prompt,response\n1,2\n", ["out.jsonl"], "of in.csv, let its name end in .csv."),
+        ("prompt,response\n1,2\n", ["in.csv"], "--output is in.csv itself; name another file."),
+        ("prompt,response,score\n1,2,3\n", ["out.csv"], "in.csv has a column score already;"),
+    ],
+)
+def test_mistakes_are_seen_before_a_model_is_loaded(
+    score: Callable[..., int], text: str, options: list[str], message: str, capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(LetterModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    Path("in.csv").write_text(text)
+    assert score("in.csv", "--output", *options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and message in captured.err
+    assert Path("in.csv").read_text() == text

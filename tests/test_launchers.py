@@ -1,0 +1,124 @@
+"""The same run by every launcher, as users start it: plain python, torchrun, deepspeed, accelerate.
+
+Four optimiser steps a stage are enough: what is looked at is who takes part, who writes, and that
+all come to the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+ZERO = {name: f"deepspeed={ROOT}/configs/deepspeed/{name}.json" for name in ("zero1", "zero2")} | {
+    "offload": f"deepspeed={ROOT}/configs/deepspeed/zero2_offload.json"
+}
+PIPELINE = str(ROOT / "launch" / "pipeline.py")
+ACCELERATE = {
+    "compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED",
+    "deepspeed_config": {"zero_stage": 2}, "mixed_precision": "no", "num_machines": 1,
+    "num_processes": 2, "use_cpu": True,
+}  # fmt: skip
+WITHOUT_DEEPSPEED = """
+import sys
+from importlib.machinery import PathFinder
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] == "deepspeed":
+            return None
+        return PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
+
+
+def configured(folder: Path, launchers: Any) -> Path:
+    (folder / "small.yaml").write_text(yaml.safe_dump(launchers.SMALL, sort_keys=False))
+    (folder / "accelerate.yaml").write_text(yaml.safe_dump(ACCELERATE))
+    return folder
+
+
+def rows(folder: Path, step: str) -> list[dict[str, Any]]:
+    """The lines of metrics, without what a clock measures."""
+    lines = (folder / "run" / step / "metrics.jsonl").read_text().splitlines()
+    clocks = {"time", "train/tokens_per_second"}
+    return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(launchers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by plain python."""
+    folder = configured(tmp_path_factory.mktemp("alone"), launchers)
+    done = launchers.run([sys.executable, PIPELINE, "--config", "small.yaml"], folder)
+    assert done.code == 0, done.text
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "override"),
+    [
+        ("python", ZERO["zero2"]),
+        ("torchrun", ZERO["zero1"]),
+        ("deepspeed", ZERO["offload"]),
+        ("accelerate", ZERO["zero2"]),
+    ],
+)
+def test_every_launcher_starts_the_same_run(
+    launcher: str, override: str, alone: Path, launchers: Any, tmp_path: Path
+):
+    """Rank 0 alone writes and logs: each line is there once. The losses of two processes are sums
+    in another order, and those of SFT a mean over a half of the rows each."""
+    folder = configured(tmp_path, launchers)
+    start = {
+        "python": lambda: [sys.executable],
+        "torchrun": launchers.torchrun,
+        "deepspeed": launchers.deepspeed,
+        "accelerate": lambda: launchers.accelerate(folder / "accelerate.yaml"),
+    }[launcher]()
+    done = launchers.run([*start, PIPELINE, "--config", "small.yaml", override], folder)
+    assert done.code == 0, done.text
+    assert done.text.count("reward    done") == 1, done.text
+    assert done.text.count("Report: ") == 1
+    for step in ("sft", "reward"):
+        found, expected = rows(folder, step), rows(alone, step)
+        assert [row["step"] for row in found] == [1, 2, 3, 4]
+        for row, wanted in zip(found, expected, strict=True):
+            assert row["train/loss"] == pytest.approx(wanted["train/loss"], abs=1e-4)
+            assert row["train/lr"] == pytest.approx(wanted["train/lr"], abs=1e-9)
+    for row, wanted in zip(rows(folder, "reward"), rows(alone, "reward"), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_accelerate_is_contradicted_once(launchers: Any, tmp_path: Path):
+    """Its configuration asks for ZeRO and the run's does not. Said by rank 0 alone, though every
+    rank finds it; and nothing is made. `use_cpu: true`, which elsewhere switches
+    ZeRO off without a word, changes nothing here."""
+    folder = configured(tmp_path, launchers)
+    start = launchers.accelerate(folder / "accelerate.yaml")
+    done = launchers.run([*start, PIPELINE, "--config", "small.yaml"], folder)
+    assert done.code != 0
+    says = "sets distributed_type to DEEPSPEED, but deepspeed is null in the run's;"
+    assert done.text.count(says) == 1, done.text
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.slow
+def test_without_deepspeed_all_but_deepspeed_works(launchers: Any, tmp_path: Path):
+    """In an interpreter that does not find it; a configuration that asks says what to install."""
+    folder = configured(tmp_path, launchers)
+    (folder / "sitecustomize.py").write_text(WITHOUT_DEEPSPEED)
+    more = {"PYTHONPATH": f"{folder}:{ROOT}"}
+    command = [sys.executable, PIPELINE, "--config", "small.yaml"]
+    asked = launchers.run([*command, ZERO["zero2"]], folder, more)
+    assert asked.code == 2
+    assert "DeepSpeed is not installed; install it (pip install 'deepspeed>=0.19.8'" in asked.text
+    done = launchers.run(command, folder, more)
+    assert done.code == 0, done.text
+    assert (folder / "run" / "reward" / "artifact.json").is_file()
