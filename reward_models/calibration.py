@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from preference_data.quality.measures import wilson
 from preference_data.votes.agreement import Interval
@@ -101,19 +103,39 @@ def share_intervals(
     """As `clustered_means`, of `hits` [P, M] between 0 and 1.
 
     A column of fewer than FEW_PROMPTS clusters, or one without any spread, has Wilson's interval
-    instead, with as many trials as its clusters are worth by their weights (Kish): a bootstrap of
-    five hits in a row would say 1 with certainty.
+    instead, of as many trials as `effective_trials` says: a bootstrap of five hits in a row would
+    say 1 with certainty, and one of eight clusters knows little of how clusters differ.
     """
     found = clustered_means(hits, weights, clusters, seed, resamples)
     _, place = np.unique(clusters, return_inverse=True)
     for column, interval in enumerate(found):
-        by_cluster = np.bincount(place, weights=weights[:, column])
-        worth = by_cluster.sum() ** 2 / max((by_cluster**2).sum(), 1e-300)
-        if np.isfinite(interval.value) and (
-            (by_cluster > 0).sum() < FEW_PROMPTS or interval.low == interval.high
-        ):
-            found[column] = wilson(interval.value * worth, worth)
+        few = len(np.unique(place[weights[:, column] > 0])) < FEW_PROMPTS
+        if np.isfinite(interval.value) and (few or interval.low == interval.high):
+            trials = effective_trials(hits[:, column], weights[:, column], place)
+            found[column] = wilson(interval.value * trials, trials)
     return found
+
+
+def effective_trials(hits: Array, weights: Array, place: Ints) -> float:
+    """How many independent trials would know the mean of `hits` [P] as well as these, which come in
+    the clusters `place` [P] (Korn and Graubard 1998, Survey Methodology 24, sec. 2).
+
+    m (1 - m) over the variance of the mean, which is that between clusters (with C / (C - 1)), less
+    for the few degrees of freedom that it is known with: times (1.96 / t)^2, t of C - 1 degrees. At
+    most the pairs by their weights (Kish). Where all clusters say 0 or all say 1, or there is but
+    one, they tell nothing of their spread: then as many as there are clusters, by their weights.
+    """
+    by_cluster = np.bincount(place, weights=weights)
+    clusters = int((by_cluster > 0).sum())
+    mean = (weights * hits).sum() / weights.sum()
+    spread = mean * (1 - mean)
+    if clusters < 2 or spread <= 0:
+        return float(by_cluster.sum() ** 2 / (by_cluster**2).sum())
+    rest = np.bincount(place, weights=weights * (hits - mean))
+    variance = (rest**2).sum() / weights.sum() ** 2 * clusters / (clusters - 1)
+    known = (norm.ppf(0.975) / student.ppf(0.975, clusters - 1)) ** 2
+    pairs = weights.sum() ** 2 / (weights**2).sum()
+    return float(known * min(pairs, spread / max(variance, 1e-300)))
 
 
 # --- probabilities -------------------------------------------------------------------------------

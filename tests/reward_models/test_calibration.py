@@ -13,6 +13,7 @@ from reward_models.calibration import (
     clustered_means,
     correlation,
     cross_fitted,
+    effective_trials,
     expected_calibration_error,
     fit_temperature,
     log_loss,
@@ -224,3 +225,33 @@ def test_five_hits_in_a_row_are_not_certain():
     assert (found.value, found.low, found.high) == pytest.approx((1, 0.5655, 1), abs=1e-4)
     (found,) = share_intervals(hits, hits, np.zeros(5, dtype=int), seed=0)
     assert found.low == pytest.approx(0.2065, abs=1e-4)
+
+
+def test_few_clusters_are_worth_what_their_spread_says():
+    """Two clusters of four pairs, 3 of 4 and 1 of 4 right: m = 1/2, m (1 - m) = 1/4; the sums of
+    what is left are 3 - 2 = 1 and 1 - 2 = -1, so the variance of the mean is
+    (1 + 1) / 8^2 * 2 / 1 = 1/16 and 1/4 / 1/16 = 4 trials, times (1.95996 / 12.70620)^2 = 0.0237938
+    for the one degree of freedom. Equal clusters are worth their eight pairs, times the same; and
+    clusters that are all right, or one alone, count themselves."""
+    apart = np.array([1, 1, 1, 0, 1, 0, 0, 0], dtype=float)
+    alike = np.array([1, 1, 0, 0, 1, 1, 0, 0], dtype=float)
+    ones, place = np.ones(8), np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    assert effective_trials(apart, ones, place) == pytest.approx(4 * 0.0237938, abs=1e-5)
+    assert effective_trials(alike, ones, place) == pytest.approx(8 * 0.0237938, abs=1e-5)
+    assert effective_trials(ones, ones, place) == pytest.approx(2)
+    assert effective_trials(apart, ones, 0 * place) == pytest.approx(1)
+
+
+def test_many_pairs_of_few_clusters_have_a_narrower_interval_than_the_clusters():
+    """Eight clusters of 500 independent pairs, 0.6 right: nearly as good as 4,000 trials, but for
+    the seven degrees of freedom (1.96 / 2.3646). Eight trials would be wrong by 0.3."""
+    generator = np.random.default_rng(5)
+    widths, held = [], 0
+    for _ in range(200):
+        hits = (generator.random((4000, 1)) < 0.6).astype(float)
+        place = np.repeat(np.arange(8), 500)
+        [found] = share_intervals(hits, np.ones((4000, 1)), place, seed=1, resamples=2)
+        widths.append(found.high - found.low)
+        held += found.low <= 0.6 <= found.high
+    assert 0.02 < np.median(widths) < 0.05
+    assert held >= 185  # 190 expected, standard deviation 3.1
