@@ -109,6 +109,9 @@ def _impossible(settings: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(settings.get(key, {}), dict):
             yield f"sets {key!r} to no object."
     zero = settings.get("zero_optimization", {})
+    for key in ("offload_param", "offload_optimizer"):
+        if not isinstance(zero.get(key) or {}, dict):
+            yield f"sets zero_optimization.{key} to no object."
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         yield f"sets zero_optimization.stage to {json.dumps(stage)}; use 1 or 2."
@@ -119,9 +122,9 @@ def _impossible(settings: Mapping[str, Any]) -> Iterator[str]:
             "sets fp16.enabled, whose loss scaling skips optimiser steps that are counted here; "
             'set it to false, and base.dtype to "bfloat16".'
         )
-    if zero.get("offload_param", {}).get("device", "none") != "none":
+    if (zero.get("offload_param") or {}).get("device", "none") != "none":
         yield "sets zero_optimization.offload_param, which only ZeRO stage 3 has; remove it."
-    device = zero.get("offload_optimizer", {}).get("device", "none")
+    device = (zero.get("offload_optimizer") or {}).get("device", "none")
     if device not in ("none", "cpu"):
         yield (
             f"sets zero_optimization.offload_optimizer.device to {device!r}, which only ZeRO stage "

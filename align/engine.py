@@ -88,6 +88,7 @@ class Engine:
         # A process may run one pipeline after the other: their keys must not meet.
         store: Any = PrefixStore(f"align/{next(_JOINED)}", shared)
         if world_size > 1:
+            _wait_for_all(store, rank, world_size)
             self.peers = Peers(store.clone(), store.clone(), rank, world_size)
         store.set_timeout(DONE_WITHIN)
         torch.distributed.init_process_group(
@@ -518,6 +519,22 @@ def _device(local_rank: int) -> torch.device:
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
+
+
+def _wait_for_all(store: Any, rank: int, world_size: int) -> None:
+    """Until each rank is there: torchrun holds the store itself, and lets the first one in alone.
+
+    Raises RuntimeError if not all come within JOINED_WITHIN.
+    """
+    store.set(f"joined/{rank}", "")
+    names = {f"joined/{other}": other for other in range(world_size)}
+    try:
+        store.wait(list(names), JOINED_WITHIN)
+    except RuntimeError as error:
+        late = ", ".join(str(other) for name, other in names.items() if not store.check([name]))
+        raise RuntimeError(
+            f"rank {late} did not come within {JOINED_WITHIN.total_seconds() / 60:g} minutes"
+        ) from error
 
 
 def _stand_alone() -> None:

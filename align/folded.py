@@ -96,10 +96,17 @@ class _Folded(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[3:5])
         ctx.save_for_backward(x if wanted else None, weight, a, b)
         ctx.scale = scale
-        if _folding_pays(x, weight):
-            return nn.functional.linear(x, _folded(weight, a, b, scale), bias)
-        y = nn.functional.linear(x, weight, bias)
-        y.view(-1, y.shape[-1]).addmm_(_rows(x) @ a.T, b.T, alpha=scale)
+        # Made here, not by a reshape: autograd lets nobody change a view of ours in place.
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])
+        rows, out = _rows(x), _rows(y)
+        folds = _folding_pays(x, weight)
+        used = _folded(weight, a, b, scale) if folds else weight
+        if bias is None:
+            torch.mm(rows, used.T, out=out)
+        else:
+            torch.addmm(bias, rows, used.T, out=out)
+        if not folds:
+            out.addmm_(rows @ a.T, b.T, alpha=scale)
         return y
 
     @staticmethod

@@ -112,7 +112,7 @@ def _of_deepspeed(
             f"{config.deepspeed!r}, which says something else; leave the former out, or name one "
             f"file in both."
         )
-    offload = settings.get("zero_optimization", {}).get("offload_optimizer", {})
+    offload = settings.get("zero_optimization", {}).get("offload_optimizer") or {}
     for variable, key, ours in (
         ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "zero_stage", str(stage_of(settings))),
         (

@@ -26,8 +26,9 @@ from preference_data.sources.store import read_judgements
 from preference_data.splits import opening
 from reward_models import report_card as sums
 from reward_models.annotator_agreement import annotator_agreement
+from reward_models.folders import member_folders, weights_folder
 from reward_models.report_card import Judged, classes_of
-from reward_models.scalar_head import SCORING_FILE, Scoring
+from reward_models.scalar_head import Scoring
 
 CARD_FILE = "report_card.json"
 TOKENS_PER_FORWARD = 8192
@@ -47,17 +48,16 @@ class ReportCard:
     def write(self, context: StageContext) -> None:
         """Into the step's folder and the trackers; rank 0 alone comes here.
 
-        The fitted temperature is stored with the model.
+        A temperature of held-out pairs is stored with the model, or with each of an ensemble.
         """
         write_json(context.folder / CARD_FILE, self.card)
         for name, rows in {"samples": self.mistakes, **tables(self.card)}.items():
             if rows:
                 context.tracker.table(name, rows)
         temperature = self.card["calibration"]["temperature"]
-        for part in ("adapter", "model"):
-            folder = context.folder / part
-            if temperature is not None and (folder / SCORING_FILE).is_file():
-                _store(folder, temperature)
+        if temperature is not None and self.card["side"] == "held-out":
+            for folder in member_folders(context.folder) or [context.folder]:
+                _store(weights_folder(folder), temperature)
 
 
 def report_card(
@@ -86,7 +86,7 @@ def report_card(
             "overfit_check": overfit_check,
         }
         metrics = sums.metrics(card)
-        if measured:
+        if measured and card["training_accuracy"] is not None:
             metrics["train_accuracy"] = card["training_accuracy"]
         return ReportCard(card, metrics, mistakes(rows, judged))
 

@@ -102,10 +102,11 @@ def _remarks(card: Row) -> Any:
 def _measures(card: Row) -> Any:
     length, before = card["length"], card["calibration"]["before"]
     after, temperature = card["calibration"]["after"], card["calibration"]["temperature"]
+    trained = card["training_accuracy"]
     yield Measure(
         "Accuracy", share(card["accuracy"]),
-        f"on {card['pairs']:,} {card['side']} pairs of {card['prompts']:,} prompts; on training "
-        f"pairs {card['training_accuracy']:.2f}",
+        f"on {card['pairs']:,} {card['side']} pairs of {card['prompts']:,} prompts"
+        + ("" if trained is None else f"; on training pairs {trained:.2f}"),
     )  # fmt: skip
     yield Measure("Length alone", share(length["baseline"]), f"always the {length['rule']} answer")
     yield Measure(

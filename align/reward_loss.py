@@ -156,7 +156,8 @@ def ties_and_ratings(
         rows, prefix = rankings.train, "reward/train_"
     if train.loss != "regression" and (train.trains == "pairs" or not any(r.ties for r in rows)):
         return {}
-    scores = torch.cat(ranked_scores(context, roles, rows))
+    # The tie parameter is on the device.
+    scores = torch.cat(ranked_scores(context, roles, rows)).to(context.engine.device)
     scales: Scales = {}
     if train.loss == "regression":
         scales = rating_scales(rankings.train, context.step.data)
@@ -273,7 +274,7 @@ def _of_ratings(loss: RewardLoss, scores: Tensor, rows: Sequence[Ranked]) -> Wei
         first += len(row.group.completions)
     device = scores.device
     target, weight = torch.tensor(targets, device=device), torch.tensor(weights, device=device)
-    thumb, score = torch.tensor(binary, device=device), scores[places]
+    thumb, score = torch.tensor(binary, dtype=torch.bool, device=device), scores[places]
     values = torch.where(thumb, thumbs(score, target), rating_regression(score, target))
     right = ((score > 0) == (target > 0.5)).float()
     metrics = {

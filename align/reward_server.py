@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 import math
 import os
@@ -20,15 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from align.config import ConfigError
 from align.score_queue import ScoreQueue
 from preference_data.batches import Group
+from preference_data.sources.carriers.files import bad_character
 
 if TYPE_CHECKING:
     from reward_models import RewardModel
@@ -130,6 +133,7 @@ def make_app(
     for path in ("/", "/score"):
         app.post(path)(scores)
     app.get("/health")(health)
+    app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -162,7 +166,10 @@ def _groups(model: RewardModel, answers: Answers) -> list[Group]:
     groups: list[Group] = []
     for row, (prompt, text) in enumerate(zip(answers.prompts, answers.completions, strict=True)):
         turns = prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
+        texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
         try:
+            if any(map(bad_character, [*texts, text])):  # which JSON can say, and no tokenizer read
+                raise ValueError("the text holds half of a surrogate pair")
             groups.append(model.group_of(turns, model.without_control(text)))
         except ValueError as error:
             raise HTTPException(422, f"row {row}: {error}") from None
@@ -179,6 +186,14 @@ def _check_size(answers: Answers, limits: Limits, queue: ScoreQueue) -> None:
         )
     if queue.waiting > BACKLOG * limits.max_answers:
         raise HTTPException(503, "too many answers are waiting", headers={"Retry-After": "1"})
+
+
+async def _unreadable(_: Request, error: Exception) -> Response:
+    """What is wrong with a request, in ASCII and without its texts: JSON may have read what it
+    cannot write."""
+    assert isinstance(error, RequestValidationError)
+    found = [{key: one[key] for key in ("type", "loc", "msg")} for one in error.errors()]
+    return Response(json.dumps({"detail": found}), 422, media_type="application/json")
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:

@@ -7,17 +7,17 @@ empty score and is named in a quarantine file beside the table.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from align.score_writers import Scores, writer_for
 from preference_data.quarantine import DataError, Quarantine, Rejected, RowFault, reasons_in_words
 from preference_data.records import Judgement, Prompt, Response
 from preference_data.sources.carriers import read_rows
-from preference_data.sources.carriers.files import Reading, find_files
+from preference_data.sources.carriers.files import Reading, data_suffix, find_files
 from preference_data.sources.carriers.rows import Row, rejected
 from preference_data.sources.cells import as_prompt, as_response
 from preference_data.sources.columns.mapping import Columns, Constant, Matching
@@ -125,15 +125,17 @@ class Table:
         first = next((r for r in read_rows([path], Reading(columns)) if isinstance(r, Row)), None)
         if first is None:
             raise DataError(f"{path} has no row that can be read.")
-        if output.absolute() == path.absolute():
-            raise DataError(f"--output is {path} itself; name another file.")
+        if path.resolve() in (output.resolve(), _quarantine_of(output).resolve()):
+            what = "is" if output.resolve() == path.resolve() else "would set rows aside in"
+            raise DataError(f"--output {what} {path} itself; name another file.")
         format = sniff(source, "preferences") if format == "auto" else format
         if columns is not None and not FORMATS[format].uses_columns:
             format = "table"
-        layout = _layout(first, format, columns, column)
+        found = _columns(path, Reading(columns))
+        layout = _layout(_with_later(first, found, columns), format, columns, column)
         answers = layout.answers
         names = tuple(answers) if isinstance(answers, Mapping) else (column,)
-        if taken := [name for name in names if name in first.values]:
+        if taken := [name for name in names if name in found]:
             raise DataError(
                 f"{path} has a column {taken[0]} already; give the scores another name with "
                 f"--column."
@@ -144,7 +146,7 @@ class Table:
 
     @property
     def quarantine(self) -> Path:
-        return self.output.with_name(f"{self.output.stem}.quarantine.jsonl")
+        return _quarantine_of(self.output)
 
     def rows(self) -> Iterator[tuple[Row | Rejected, tuple[Judgement, ...] | Rejected]]:
         """Each row beside what was judged of it, which is nothing where nothing says so."""
@@ -174,6 +176,33 @@ class Table:
                 raise
 
 
+def _quarantine_of(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.quarantine.jsonl")
+
+
+def _columns(path: Path, reading: Reading) -> dict[str, None]:
+    """Of all rows, in the order in which they come; each row of JSON has columns of its own."""
+    rows = read_rows([path], reading)
+    if data_suffix(path) in (".csv", ".tsv", ".parquet"):
+        rows = islice((row for row in rows if isinstance(row, Row)), 1)
+    found: dict[str, None] = {}
+    for row in rows:
+        values = row.values if isinstance(row, Row) else row.raw
+        if isinstance(values, Mapping):
+            found |= dict.fromkeys(cast("Mapping[str, object]", values))
+    return found
+
+
+def _with_later(first: Row, found: Iterable[str], columns: Columns | None) -> Row:
+    """The first row with the columns of answers that only later rows have."""
+    responses = columns.responses if columns else None
+    pattern = re.compile(responses.pattern) if isinstance(responses, Matching) else _LETTERED
+    if not any(map(pattern.fullmatch, first.values)):
+        return first
+    answers = dict.fromkeys(name for name in found if pattern.fullmatch(name))
+    return replace(first, values={**answers, **first.values})
+
+
 def _layout(first: Row, format: str, columns: Columns | None, column: str) -> Layout:
     """Raises DataError if there is no prompt, or there are no answers."""
     prompt = (columns and columns.prompt) or "prompt"
@@ -196,7 +225,9 @@ def _mapped(first: Row, columns: Columns, column: str) -> Mapping[str, str] | st
     responses = columns.responses or _usual(first, column)
     if isinstance(responses, Matching):
         matches = {name: re.fullmatch(responses.pattern, name) for name in first.values}
-        return {f"{column}_{match.group(1)}": name for name, match in matches.items() if match}
+        short = {f"{column}_{match.group(1)}": name for name, match in matches.items() if match}
+        answers = [name for name, match in matches.items() if match]
+        return short if len(short) == len(answers) else _whole_names(answers, column)
     if isinstance(responses, tuple):
         missing = [name for name in responses if name not in first.values]
         if missing:
@@ -221,9 +252,12 @@ def _names(answers: Sequence[str], column: str) -> dict[str, str]:
     """score_a of response_a, score_chosen of chosen; score alone of the only one."""
     if len(answers) == 1:
         return {column: answers[0]}
-    short = [_LETTERED.fullmatch(name) for name in answers]
-    if all(short):
-        return {f"{column}_{m.group(1).lower()}": m.group(0) for m in short if m is not None}
+    matches = [_LETTERED.fullmatch(name) for name in answers]
+    short = {f"{column}_{m.group(1).lower()}": m.group(0) for m in matches if m is not None}
+    return short if len(short) == len(answers) else _whole_names(answers, column)
+
+
+def _whole_names(answers: Sequence[str], column: str) -> dict[str, str]:
     return {f"{column}_{name}": name for name in answers}
 
 

@@ -41,7 +41,8 @@ def writer_for(
     if kind in alike:
         delimiter = reading.delimiter or find_delimiter(path, reading)
         return _Cells(tuple(header), tuple(names), delimiter)
-    return _Lines(tuple(names))
+    errors = "surrogateescape" if reading.is_damaged(path) else "strict"
+    return _Lines(tuple(names), errors)
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,17 @@ class _Cells:
 
     def _line(self, stream: BinaryIO, cells: Sequence[object]) -> None:
         text = io.StringIO()
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerow(cells)
+        # Python before 3.13 quotes no line end but those of the line's own end.
+        csv.writer(text, delimiter=self.delimiter, lineterminator="\r\n").writerow(cells)
+        line = text.getvalue().removesuffix("\r\n") + "\n"
         # A byte that is no text was read as a surrogate, and is written as it was.
-        stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        stream.write(line.encode("utf-8", "surrogateescape"))
 
 
 def _cells(raw: object) -> list[object]:
+    """Those of a row that was set aside: cells, cells by their column, or the text of a line."""
+    if isinstance(raw, Mapping):
+        return list(cast("Mapping[str, object]", raw).values())
     return list(cast("list[object]", raw)) if isinstance(raw, list) else [raw]
 
 
@@ -86,6 +92,8 @@ class _Lines:
     """JSONL. A line that is no object stays as it was."""
 
     names: tuple[str, ...]
+    errors: str
+    """What becomes of a surrogate; in a damaged file it is the byte that is no text."""
 
     def start(self, stream: BinaryIO) -> None:
         pass
@@ -93,11 +101,18 @@ class _Lines:
     def write(self, stream: BinaryIO, row: Row | Rejected, scores: Scores) -> None:
         values = row.values if isinstance(row, Row) else row.raw
         if isinstance(values, Mapping):
-            found = {**cast("Mapping[str, Any]", values), **dict.fromkeys(self.names), **scores}
-            text = json.dumps(found, ensure_ascii=False)
+            values = {**cast("Mapping[str, Any]", values), **dict.fromkeys(self.names), **scores}
+        if isinstance(values, str):
+            line = values.strip("\r\n").encode("utf-8", self.errors)
         else:
-            text = values.strip("\r\n") if isinstance(values, str) else json.dumps(values)
-        stream.write(text.encode("utf-8", "surrogateescape") + b"\n")
+            line = self._dumped(values)
+        stream.write(line + b"\n")
+
+    def _dumped(self, values: object) -> bytes:
+        try:
+            return json.dumps(values, ensure_ascii=False).encode("utf-8", self.errors)
+        except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can say
+            return json.dumps(values).encode()
 
     def finish(self, stream: BinaryIO) -> None:
         pass

@@ -76,14 +76,17 @@ def report_card(held_out: Judged, reference: Judged, seed: int) -> dict[str, Any
     """The card of P > 0 held-out pairs, as a JSON object.
 
     `reference` holds training answers, which the scores are normalised with: their distribution
-    beside that of held-out ones shows whether the model knows them by heart.
+    beside that of held-out ones shows whether the model knows them by heart. Without a pair among
+    them there is no training accuracy (None).
     """
     return {
         "format": CARD_FORMAT,
         "pairs": len(held_out.better),
         "prompts": len(np.unique(held_out.clusters)),
         "accuracy": _interval(_shares(held_out.hits, held_out, seed)),
-        "training_accuracy": mean(reference.hits, reference.weights),
+        "training_accuracy": (
+            mean(reference.hits, reference.weights) if len(reference.better) else None
+        ),
         "margin": mean(held_out.margins, held_out.weights),
         "length": _length(held_out, seed),
         "calibration": _calibration(held_out, seed),
@@ -141,21 +144,28 @@ def _length(held_out: Judged, seed: int) -> dict[str, Any]:
     longer = _hits(held_out.longer)
     rule = "longer" if mean(longer, held_out.weights) >= 0.5 else "shorter"
     baseline = longer if rule == "longer" else 1 - longer
-    by_length, above = calibration.clustered_means(
-        np.stack([baseline, held_out.hits - baseline], axis=1),
-        np.stack([held_out.weights] * 2, axis=1),
-        held_out.clusters,
-        seed,
-    )
     bins = length_bins(held_out.longer)
     return {
         "rule": rule,
-        "baseline": _interval(by_length),
-        "above_baseline": _interval(above),
+        "baseline": _interval(_shares(baseline, held_out, seed)),
+        "above_baseline": _interval(_above(held_out, baseline, seed)),
         "balanced_accuracy": _balanced(held_out, bins, seed),
         "by_difference": _by_difference(held_out, baseline, bins, seed),
         "correlation": correlations(held_out.scores, held_out.lengths, held_out.prompts),
     }
+
+
+def _above(held_out: Judged, baseline: Array, seed: int) -> Interval:
+    """How much more than the baseline the model gets. Of few prompts, the interval of the share
+    (1 + difference) / 2: a bootstrap of two that are right would be sure of them."""
+    above = held_out.hits - baseline
+    if len(np.unique(held_out.clusters)) < calibration.FEW_PROMPTS:
+        share = _shares((1 + above) / 2, held_out, seed)
+        return Interval(2 * share.value - 1, 2 * share.low - 1, 2 * share.high - 1)
+    (found,) = calibration.clustered_means(
+        above[:, None], held_out.weights[:, None], held_out.clusters, seed
+    )
+    return found
 
 
 def length_bins(longer: Array) -> Ints:

@@ -85,7 +85,8 @@ class Scoring:
     """What it was trained to do with a conversation longer than max_length."""
     temperature: float = 1.0
     """sigmoid((a - b) / temperature) is how probable it is that people prefer the answer with the
-    score a; fitted on held-out pairs. The scores themselves are raw."""
+    score a; fitted on held-out pairs, for the members of an ensemble on their mean's. The scores
+    themselves are raw."""
     ties: TieModel | None = None
     """The model of ties that it was trained with; None = Bradley and Terry's, which has none."""
     tie_parameter: float | None = None
@@ -93,8 +94,13 @@ class Scoring:
 
     def chances(self, first: float, second: float) -> tuple[float, float, float]:
         """How probable it is, by two raw scores, that people find the first answer better, both
-        equally good, and the second better."""
-        one, other = torch.tensor([[first], [second]], dtype=torch.float64) / self.temperature
+        equally good, and the second better.
+
+        The temperature is fitted to pairs without ties as Bradley and Terry's: under Rao and
+        Kupper's model, whose pairs without ties are no such, the scores stay as they are.
+        """
+        temperature = 1.0 if self.ties == "rao_kupper" else self.temperature
+        one, other = torch.tensor([[first], [second]], dtype=torch.float64) / temperature
         if self.ties is None or self.tie_parameter is None:
             better = float(torch.sigmoid(one - other))
             return better, 0.0, 1 - better

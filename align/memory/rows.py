@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class _Tokenizer:
             raise ValueError(f"{folder} holds no tokenizer that can be read") from error
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         own = folder / "chat_template.jinja"
-        self.chat_template = own.read_text() if own.is_file() else settings.get("chat_template")
+        self.chat_template = own.read_text("utf-8") if own.is_file() else _template(settings)
         named = {key: _text(value) for key, value in settings.items() if key.endswith("_token")}
         self._names: dict[str, str] = {key: text for key, text in named.items() if text}
         self.eos_token = self._names.get("eos_token")
@@ -77,17 +78,53 @@ class _Tokenizer:
     ) -> str:
         """Text, as transformers renders it: `tokenize` is False."""
         del tokenize
-        from jinja2.ext import loopcontrols
+        from jinja2 import TemplateError
+        from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        class Generation(Extension):
+            """`{% generation %}` marks what an assistant said, and changes no text."""
+
+            tags = {"generation"}  # noqa: RUF012 - jinja2's own way to say it
+
+            def parse(self, parser: Any) -> Any:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
         )
         environment.globals["raise_exception"] = _refuse
-        template = environment.from_string(str(self.chat_template))
-        return template.render(
-            messages=turns, add_generation_prompt=add_generation_prompt, **self._names
-        )
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.filters["tojson"] = _to_json
+        try:
+            template = environment.from_string(str(self.chat_template))
+            return template.render(
+                messages=turns, add_generation_prompt=add_generation_prompt, **self._names
+            )
+        except TemplateError as error:
+            raise RenderingError(f"the chat template cannot be used: {error}") from None
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """jinja2's own writes < and > as a page needs them."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _template(settings: Mapping[str, Any]) -> str | None:
+    """The chat template; of several, the one for want of another."""
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = {one["name"]: one["template"] for one in found}.get("default")
+    return found
 
 
 def _text(value: Any) -> str | None:

@@ -259,9 +259,10 @@ class Estimator:
         yield replace(use, phase="optimizer step", activations=self._stepping(found, False))
 
     def _prompts(self, source: str, longest: int) -> list[int]:
-        """Lengths of a sample of prompts; the longest possible where nothing is known."""
+        """Lengths of a sample of prompts; the longest possible where none is known."""
         known = self.rows.get(source)
-        return [length for length in known.lengths if length <= longest] if known else [longest]
+        lengths = known.lengths if known else ()
+        return [length for length in lengths if length <= longest] or [longest]
 
     def _sampling(self, weights: Use, train: PPOTrain, prompt: float) -> Use:
         acts = self._activations(dropout=False)

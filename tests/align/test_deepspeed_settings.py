@@ -49,6 +49,7 @@ def sentence(tmp_path: Path, settings: Any, **more: Any) -> str | None:
     [
         ("{", "FILE is not JSON: "),
         ("[]", "FILE holds no JSON object."),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "FILE sets zero_optimization.offload_optimizer to no object."),
         ({"gradient_clipping": 1.0}, 'FILE sets gradient_clipping to 1.0, but steps.sft.train.max_grad_norm is 0.5; set gradient_clipping to "auto", or make the two equal.'),
         ({"train_batch_size": 8}, "FILE sets train_batch_size to 8, but steps.sft.train.train_batch_size is 16;"),
         ({"train_micro_batch_size_per_gpu": 2}, "FILE sets train_micro_batch_size_per_gpu to 2, but steps.sft.train.per_device_train_batch_size is 4;"),
@@ -76,6 +77,12 @@ def test_values_that_are_equal_are_no_conflict(tmp_path: Path):
     """PPO takes 16 prompts x 2 samples / 2 minibatches = 16 rows a step."""
     assert sentence(tmp_path, {"train_batch_size": 16, "gradient_clipping": 0.5}) is None
     assert sentence(tmp_path, {"train_batch_size": "auto", "gradient_clipping": "auto"}) is None
+
+
+def test_sections_may_be_null(tmp_path: Path):
+    """As DeepSpeed itself has them where nothing is said."""
+    zero = {"stage": 2, "offload_optimizer": None, "offload_param": None}
+    assert sentence(tmp_path, {"zero_optimization": zero}) is None
 
 
 def test_a_later_step_that_disagrees_is_named(tmp_path: Path):

@@ -10,15 +10,27 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 
+from align import engine
 from align.config import ConfigError
-from align.engine import SCHEDULES, Engine, NonFiniteError, ParameterGroup, Training
+from align.engine import (
+    SCHEDULES,
+    Engine,
+    NonFiniteError,
+    ParameterGroup,
+    Training,
+    _wait_for_all,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -332,6 +344,33 @@ def _one_rank(path: str) -> None:
     engine = Engine()
     torch.save({**train_rows(engine), **_errors(engine)}, path)
     engine.close()
+
+
+def test_ranks_wait_for_the_last_one_before_they_watch_each_other():
+    """torchrun's store is there before any rank is: one may come minutes after the others."""
+    store, waited = HashStore(), list[int]()
+
+    def come(rank: int) -> None:
+        _wait_for_all(store, rank, 3)
+        waited.append(rank)
+
+    threads = [threading.Thread(target=come, args=(rank,), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert waited == []
+    come(2)
+    for thread in threads:
+        thread.join(timeout=20)
+    assert sorted(waited) == [0, 1, 2]
+
+
+def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "JOINED_WITHIN", timedelta(seconds=0.3))
+    store = HashStore()
+    store.set("joined/1", "")
+    with pytest.raises(RuntimeError, match=r"^rank 2, 3 did not come within 0\.005 minutes$"):
+        _wait_for_all(store, 0, 4)
 
 
 def test_a_world_that_is_not_there_is_noticed(monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from align.engine import Training
 from align.members import _accuracies, bootstrapped, members_of
 from align.pipeline import Pipeline
 from align.rankings import PairIndex, Ranked
+from align.report_card import ReportCard
 from align.roles import Roles
 from align.select import load_scores
 from preference_data.batches import Group, pack
@@ -285,6 +288,26 @@ def test_each_member_is_a_reward_model_of_its_own(run: Path):
         for one in model.members
     ]
     assert bases[0] == bases[1] == bases[2]
+
+
+@pytest.mark.parametrize(("side", "temperature"), [("held-out", 0.5), ("training", 1.0)])
+def test_the_temperature_of_an_ensemble_is_stored_with_its_members(
+    run: Path, tmp_path: Path, side: str, temperature: float
+):
+    """It is fitted on the mean of their scores, and read with it; that of pairs which the model
+    was trained on says nothing of others."""
+    shutil.copytree(run / "reward/members", tmp_path / "members")
+    card = json.loads((run / "reward/report_card.json").read_text()) | {"side": side}
+    card["calibration"]["temperature"] = 0.5
+    tracker = SimpleNamespace(table=lambda *_: None)
+    context: Any = SimpleNamespace(folder=tmp_path, tracker=tracker)
+    ReportCard(card, {}, []).write(context)
+    model = RewardModel.from_pretrained(tmp_path, base=str(run / "base"))
+    assert [one.scoring.temperature for one in (model, *model.members)] == [temperature] * 4
+    won, lost = model.score(["Name a colour."] * 2, ["Red.", "I do not know."])
+    assert model.probability(["Name a colour."], ["Red."], ["I do not know."]) == pytest.approx(
+        [1 / (1 + math.exp((lost - won) / temperature))]
+    )
 
 
 def test_a_selection_asks_each_member(run: Path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from align import base as base_module
 from align import tensors
@@ -338,6 +340,13 @@ def test_full_fine_tuning_holds_a_copy_for_each_role(folder_of: Callable[..., Pa
     assert (update.parameters, update.gradients, update.optimizer) == (5 * own, 2 * own, 4 * own)
 
 
+def test_prompts_that_are_all_too_long_are_as_unknown(folder_of: Callable[..., Path]):
+    folder, rows = folder_of("llama"), Rows(2, (9_000, 9_001), 0.0, (9_000, 9_001))
+    found = estimator(folder, {"prompts": rows})
+    for step in ("ppo", "evaluate"):
+        assert found.step(step) == estimator(folder).step(step)
+
+
 def test_ranks_share_what_is_sharded(folder_of: Callable[..., Path]):
     folder = folder_of("llama")
     alone = estimator(folder, ranks=Sharding(1, 2)).step("dpo").phases[0]
@@ -425,6 +434,45 @@ def test_rows_are_counted_with_the_tokens_of_training(
     assert found.lengths == tuple(lengths)
     assert found.conversations == tuple(max(map(len, row)) for row in rows)
     assert found.over(found.conversations[0]) == 0.5
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+        "{{ strftime_now('%Y')[:0] }}{% for m in messages %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
+        [
+            {"name": "x", "template": ""},
+            {"name": "default", "template": "{{ messages[0].content }}"},
+        ],
+    ],
+)
+def test_templates_are_rendered_as_transformers_does(
+    template: Any, tiny_folder: Path, tmp_path: Path
+):
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    path = tmp_path / "base" / "tokenizer_config.json"
+    settings = {**json.loads(path.read_text()), "chat_template": template}
+    path.write_text(json.dumps(settings))
+    light = load_renderer(tmp_path / "base")
+    heavy = AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert light is not None
+    prompt = Prompt.from_text("Why <b>?")
+    assert light.prompt(prompt) == Renderer(heavy).prompt(prompt)
+
+
+def test_a_template_that_cannot_be_used_makes_rows_unknown(tiny_folder: Path, tmp_path: Path):
+    import orjson
+
+    prompt = orjson.dumps(Prompt.from_text("Why?").to_json())
+    (tmp_path / "prompts.jsonl").write_bytes(prompt + b"\n")
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages[0].a.b }}")
+    light = load_renderer(tmp_path / "base")
+    assert light is not None
+    assert count_rows(tmp_path, "prompts", light) is None
 
 
 def test_plan_names_what_would_fit(

@@ -11,6 +11,7 @@ import pytest
 
 from align.config import ConfigError, build_config
 from align.pipeline import Pipeline, StepError
+from align.report_reward import card_view
 from align.requirements import Requirements
 from preference_data.quarantine import DataError
 from reward_models.scalar_head import Scoring
@@ -115,6 +116,16 @@ def test_the_temperature_is_stored_with_the_model(finished: tuple[Path, dict[str
     card = read(folder / "reward/report_card.json")
     stored = Scoring.load(folder / "reward/adapter").temperature
     assert stored == card["calibration"]["temperature"] != 1.0
+
+
+def test_a_card_without_a_training_pair_is_shown(finished: tuple[Path, dict[str, Any]]):
+    card = read(finished[0] / "reward/report_card.json")
+    words = []
+    for accuracy in (0.625, None):
+        view = card_view(card | {"training_accuracy": accuracy})
+        assert view is not None
+        words.append(view.measures[0].says)
+    assert words[0] == f"{words[1]}; on training pairs 0.62"
 
 
 def test_tables_for_trackers_are_plain_rows(finished: tuple[Path, dict[str, Any]]):

@@ -320,7 +320,7 @@ def left(tmp_path: Path) -> dict[str, bytes]:
 def test_an_interrupted_training_of_ties_comes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """It breaks at step 5 and goes on from the checkpoint at 4: adapter, head and parameter, the
+    """It breaks at step 5 and goes on from the checkpoint at 3: adapter, head and parameter, the
     means that were half done, the metrics."""
     wholes, brokens = tmp_path / "whole", tmp_path / "broken"
     wholes.mkdir()

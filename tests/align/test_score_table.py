@@ -125,6 +125,69 @@ def test_rows_in_are_rows_out(score: Callable[..., int], capsys: Any):
     assert [row["row"] for row in kept] == [1, 2, 3, 4]
 
 
+def test_cells_keep_their_line_ends_and_their_bytes(score: Callable[..., int]):
+    """A lone carriage return, also on Pythons that would leave it bare, and a byte that is no text
+    in a row that is set aside."""
+    Path("in.csv").write_bytes(
+        b'prompt,response,note\nhi,a,"1\r2"\nho,b,"3\r\n4\n\xc3\xa9\xc3\xa9"\nhu,c,\xff\n'
+    )
+    assert score("in.csv", "--output", "out.csv") == 0
+    assert Path("out.csv").read_bytes() == (
+        b'prompt,response,note,score\nhi,a,"1\r2",21.0\nho,b,"3\r\n4\n\xc3\xa9\xc3\xa9",21.0\n'
+        b"hu,c,\xff,\n"
+    )
+
+
+def test_answers_whose_columns_differ_in_a_case_are_all_scored(score: Callable[..., int]):
+    Path("in.csv").write_text("prompt,Response A,response_a,response_b\nhi,a,ab,abc\n")
+    assert score("in.csv", "--output", "out.csv") == 0
+    [row] = table("out.csv")
+    assert (row["score_Response A"], row["score_response_a"]) == ("21.0", "22.0")
+    assert row["score_response_b"] == "23.0"
+
+
+def test_an_answer_that_only_later_rows_have_is_scored(score: Callable[..., int], capsys: Any):
+    rows = ['{"prompt": "hi", "response_a": "a", "response_b": "ab"']
+    rows.append(rows[0] + ', "response_c": "abc"')
+    Path("in.jsonl").write_text("".join(f"{row}}}\n" for row in rows))
+    assert score("in.jsonl", "--output", "out.jsonl") == 0
+    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [[row[f"score_{name}"] for name in "abc"] for row in found] == [
+        [21.0, 22.0, None],
+        [21.0, 22.0, 23.0],
+    ]
+    assert "1 of 2 rows have an answer without a score" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_stays_escaped(score: Callable[..., int]):
+    rows = [
+        '{"prompt": "hi", "response": "a", "note": "é"}',
+        '{"prompt": "hi", "response": "a", "note": "\\udc80"}',
+        '{"prompt": "hi", "response": "a", "note": "\\ud800"}',
+    ]
+    Path("in.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert score("in.jsonl", "--output", "out.jsonl") == 0
+    lines = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(', "score": ')[0] + "}" for line in lines] == rows
+
+
+def test_a_score_that_a_later_row_has_is_not_replaced(score: Callable[..., int], capsys: Any):
+    Path("in.jsonl").write_text(
+        '{"prompt": "hi", "response": "a"}\n{"prompt": "hi", "response": "b", "score": 5}\n'
+    )
+    assert score("in.jsonl", "--output", "out.jsonl") == 2
+    assert "in.jsonl has a column score already; give the scores" in capsys.readouterr().err
+
+
+def test_a_quarantine_file_can_be_scored_but_not_replaced(score: Callable[..., int], capsys: Any):
+    text = '{"prompt": "hi", "response": "a"}\n'
+    Path("in.quarantine.jsonl").write_text(text)
+    assert score("in.quarantine.jsonl", "--output", "in.jsonl") == 2
+    assert "--output would set rows aside in in.quarantine.jsonl itself" in capsys.readouterr().err
+    assert Path("in.quarantine.jsonl").read_text() == text
+    assert score("in.quarantine.jsonl", "--output", "out.jsonl") == 0
+
+
 def test_lists_of_answers_have_lists_of_scores(score: Callable[..., int]):
     """A line that is no JSON stays; numbers that JSON writes exactly are as they were."""
     rows = [
@@ -196,6 +259,7 @@ def test_a_data_folder_and_a_mapping(score: Callable[..., int], capsys: Any):
         ("prompt,response\n1,2\n", ["out.jsonl"], "of in.csv, let its name end in .csv."),
         ("prompt,response\n1,2\n", ["in.csv"], "--output is in.csv itself; name another file."),
         ("prompt,response,score\n1,2,3\n", ["out.csv"], "in.csv has a column score already;"),
+        ("prompt,response\n1,2\n", ["./x/../in.csv"], "--output is in.csv itself;"),
     ],
 )
 def test_mistakes_are_seen_before_a_model_is_loaded(

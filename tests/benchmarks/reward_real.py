@@ -43,7 +43,7 @@ BASE = {
 UKP_RANKS: dict[str, Ranks] = {"a1": (1, 2), "a2": (2, 1), "equal": (1, 1)}
 HELD_OUT = 0.25
 TRAIN: dict[str, Any] = {
-    "train_batch_size": 32, "learning_rate": 5e-4, "max_length": 512, "truncation": "left",
+    "train_batch_size": 32, "learning_rate": 1e-4, "max_length": 512, "truncation": "left",
     "lr_scheduler_type": "cosine", "logging_steps": 20,
 }  # fmt: skip
 
@@ -209,7 +209,7 @@ def steps_of(work: Path) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "hh": _reward("hh"),
-        **{f"ukp_{form}": _reward(source, max_steps=250) for form, source in forms.items()},
+        **{f"ukp_{form}": _reward(source, max_steps=120) for form, source in forms.items()},
         **{
             f"panda_{ties}": _reward("panda", ties=ties)
             for ties in ("drop", "half", "davidson", "rao_kupper")

@@ -102,6 +102,27 @@ def test_length_baseline_by_hand(lengths: list[tuple[int, int]], baseline: float
     assert length["above_baseline"]["value"] == pytest.approx(1 - baseline)
 
 
+def test_two_pairs_are_not_above_the_baseline_without_doubt():
+    """Both right and of one length: .5 above it. Wilson's interval of 3/4 of the 0.0475876 trials
+    that two pairs are worth is [.0069, .9992], and twice that less 1; forty leave no doubt."""
+    for pairs, low, high in ((2, -0.9862, 0.9985), (40, 0.5, 0.5)):
+        found = judged([1.0] * pairs, [(4, 4)] * pairs)
+        length = report_card(found, found, seed=0)["length"]
+        above = length["above_baseline"]
+        assert above["value"] == 0.5
+        assert (above["low"], above["high"]) == pytest.approx((low, high), abs=1e-3)
+        assert length["baseline"]["low"] < 0.5 < length["baseline"]["high"]
+
+
+def test_without_a_training_pair_there_is_no_training_accuracy():
+    """The training side holds thumbs alone, or ties."""
+    found, ties = judged([1.0], [(4, 4)]), judged([], [])
+    ties = Judged(**{**vars(ties), "scores": array(0, 1), "lengths": array(3, 3)})
+    card = report_card(found, ties, seed=0)
+    assert card["training_accuracy"] is None
+    json.dumps(card, allow_nan=False)
+
+
 def test_pairs_are_balanced_within_bins_of_difference():
     """Sizes 1, 1, 2, 3, 3, 6: thirds end at places 5/3 and 10/3 of 0 … 5, at 1.67 and 3.
 

@@ -16,6 +16,7 @@ from preference_data.batches import Group, pack
 from preference_data.records import Prompt, Response
 from preference_data.rendering import RenderingError
 from reward_models import RewardModel
+from reward_models.losses import TieModel
 from reward_models.scalar_head import (
     HEAD_KEY,
     ScalarHead,
@@ -378,3 +379,20 @@ def test_a_head_that_was_not_saved_whole_is_refused(
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=message):
         RewardModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("ties", "parameter", "expected"),
+    [
+        (None, None, (16 / 17, 0.0, 1 / 17)),
+        ("davidson", 0.5, (16 / 19, 2 / 19, 1 / 19)),
+        ("rao_kupper", 2.0, (2 / 3, 2 / 9, 1 / 9)),
+    ],
+)
+def test_chances_by_hand(
+    ties: TieModel | None, parameter: float | None, expected: tuple[float, float, float]
+):
+    """Scores log 4 and 0 at a temperature of 1/2: 16 : 1, and by Davidson 16 : .5 * 4 : 1. Rao and
+    Kupper's of 4 and 1, theta 2: 4 / (4 + 2), 1 / (1 + 8), and the rest."""
+    scoring = Scoring("x", 8, temperature=0.5, ties=ties, tie_parameter=parameter)
+    assert scoring.chances(math.log(4), 0.0) == pytest.approx(expected, abs=1e-9)
