@@ -10,23 +10,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from align.config import Base, ConfigError
+from align.memory.architecture import TINY
 from preference_data.attention import hidden_states
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-TINY = {
-    "hidden_size": 160,
-    "intermediate_size": 432,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 5,
-    "num_key_value_heads": 5,
-    "max_position_embeddings": 1024,
-    "vocab_size": 1024,
-    "tie_word_embeddings": True,
-}
-"""Llama architecture, 1.4 M parameters."""
 
 WINDOWS = ("window_size", "local_attention")
 """What configurations call the number of tokens back that a layer sees, if the layer measures it by

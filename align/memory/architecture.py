@@ -11,7 +11,6 @@ from typing import Any
 from align.config import Base, Lora
 
 TINY: Mapping[str, Any] = {
-    "model_type": "llama",
     "hidden_size": 160,
     "intermediate_size": 432,
     "num_hidden_layers": 4,
@@ -21,7 +20,7 @@ TINY: Mapping[str, Any] = {
     "vocab_size": 1024,
     "tie_word_embeddings": True,
 }
-"""`builtin:tiny`, as `align.base` builds it."""
+"""`builtin:tiny`, a Llama of 1.4 M parameters."""
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "embed_positions")
 HEADS = ("lm_head", "embed_out")
 INDEX = "model.safetensors.index.json"
@@ -135,7 +134,7 @@ def read_architecture(base: Base, run_folder: Path) -> Architecture:
         own = run_folder / "base"
         if (own / "artifact.json").is_file():
             return _read(own / "config.json", _files_of_folder(own))
-        return _llama({**TINY, **base.architecture})
+        return _llama({"model_type": "llama", **TINY, **base.architecture})
     place = Path(base.model)
     if place.is_dir():
         if not (place / "config.json").is_file():
