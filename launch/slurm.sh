@@ -41,7 +41,8 @@ requeue() {
 }
 trap requeue USR1
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${nodes%%$'\n'*}  # a pipe to head would end scontrol by a signal, and with it the script
 port=$((20000 + SLURM_JOB_ID % 20000))  # two jobs on one node must not meet
 
 # --kill-on-bad-exit: a node whose torchrun fails ends the others at once.
