@@ -113,7 +113,7 @@ def serve_reward(
             raise
         raise ConfigError(
             f"serve-reward needs {error.name}, which is not installed: "
-            "pip install 'align-toolkit[serve]'."
+            "pip install fastapi uvicorn."
         ) from None
     token = read_token(token_env) if token_env else None
     loaded = _reward_model(model, device)

@@ -312,4 +312,4 @@ def test_without_its_packages_the_command_says_how_to_get_them(
     monkeypatch.delitem(sys.modules, "align.reward_server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve-reward", str(tmp_path)]) == 2
-    assert "pip install 'align-toolkit[serve]'" in capsys.readouterr().err
+    assert "pip install fastapi uvicorn" in capsys.readouterr().err
