@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 SCORING_FILE = "scoring.json"
@@ -18,3 +19,20 @@ def member_folders(path: Path) -> list[Path]:
     """The folder of each reward model below `members/`, in order; empty for a single model."""
     found = [place for place in path.glob("members/*") if place.name.isdecimal()]
     return sorted(found, key=lambda place: int(place.name))
+
+
+def find_base(named: str, runs: Iterable[Path]) -> str | None:
+    """Where the base that an adapter names is now: a folder, or an id on the hub; None if it is a
+    folder that is gone.
+
+    Its path is relative to where the run was started, so a base of the run itself, `base` or
+    STEP/model, is looked for in the folders `runs`, too.
+    """
+    if Path(named).is_dir():
+        return named
+    for run in runs:
+        for last in (1, 2):
+            own = run.joinpath(*Path(named).parts[-last:])
+            if (own / "config.json").is_file():
+                return str(own)
+    return None if Path(named).is_absolute() or named.count("/") > 1 else named

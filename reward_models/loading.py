@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reward_models.folders import SCORING_FILE, weights_folder
+from reward_models.folders import SCORING_FILE, find_base, weights_folder
 
 
 def folder_of(path: str | Path, revision: str | None) -> Path:
@@ -92,17 +92,10 @@ def share_base(model: Any, other: Any) -> None:
 
 
 def _base_of(folder: Path, named: str) -> str:
-    """Where the base of an adapter is now: its path is relative to where the run was started, so
-    a base of the run itself is looked for in the run folder, too."""
-    if Path(named).is_dir():
-        return named
-    for run in list(folder.absolute().parents)[1:4:2]:  # from STEP/adapter, STEP/members/1/adapter
-        for start in (1, 2):  # base, or STEP/model
-            own = run.joinpath(*Path(named).parts[-start:])
-            if (own / "config.json").is_file():
-                return str(own)
-    if Path(named).is_absolute() or named.count("/") > 1:
+    """Where the base of the adapter in STEP/adapter, or STEP/members/1/adapter, is now."""
+    found = find_base(named, list(folder.absolute().parents)[1:4:2])
+    if found is None:
         raise FileNotFoundError(
             f"{named}, the base under {folder}, is not there; say with base where it is."
         )
-    return named
+    return found

@@ -25,6 +25,7 @@ from align.quiet import quiet_libraries
 from align.roles import Roles
 from align.stage import StageContext, StageResult
 from align.summary import mapping_or_empty, read_run
+from reward_models.folders import find_base
 
 PARTS = ("adapter", "model", "base", "merged")
 """The folders that an export may hold, the policy's own first."""
@@ -104,21 +105,14 @@ def _write(policy: Artifact, folder: Path, merge: bool, license: str | None) -> 
 
 
 def _base_of(policy: Artifact, configured: Mapping[str, Any]) -> Base:
-    """Where the Transformer under the policy is now, to be loaded in float32.
-
-    Its path is relative to where the run was started, so a base of the run itself is looked for
-    in the run folder, too.
-    """
+    """Where the Transformer under the policy is now, to be loaded in float32."""
     if policy.base is None:
         return Base()
-    for start in (1, 2):  # base, or STEP/model
-        own = policy.path.parent.joinpath(*Path(policy.base).parts[-start:])
-        if not Path(policy.base).is_dir() and (own / "config.json").is_file():
-            return Base(model=str(own))
-    if policy.base.count("/") > 1 and not Path(policy.base).is_dir():
+    found = find_base(policy.base, [policy.path.parent])
+    if found is None:
         raise ConfigError(f"{policy.base}, the base under {policy.path}, is not there any more.")
-    revision = configured.get("revision") if configured.get("model") == policy.base else None
-    return Base(model=policy.base, revision=revision)
+    revision = configured.get("revision") if configured.get("model") == found else None
+    return Base(model=found, revision=revision)
 
 
 def _made_by(run_dir: Path, base: Path) -> bool:
