@@ -112,8 +112,7 @@ def serve_reward(
         if error.name not in ("fastapi", "starlette", "uvicorn"):
             raise
         raise ConfigError(
-            f"serve-reward needs {error.name}, which is not installed: "
-            "pip install fastapi uvicorn."
+            f"serve-reward needs {error.name}, which is not installed: pip install fastapi uvicorn."
         ) from None
     token = read_token(token_env) if token_env else None
     loaded = _reward_model(model, device)
