@@ -17,14 +17,10 @@ import pytest
 import torch
 
 from align.config import Config, ConfigError, Wandb, build_config
-from align.tracking import (
-    ConsoleTracker,
-    FileTracker,
-    Trackers,
-    WandbTracker,
-    make_tracker,
-    wandb_mode,
-)
+from align.tracking import Trackers, make_tracker
+from align.tracking.console import ConsoleTracker
+from align.tracking.files import FileTracker
+from align.tracking.weights_and_biases import WandbTracker, wandb_mode
 
 
 def read_strict(path: Path) -> list[dict[str, Any]]:
