@@ -31,7 +31,8 @@ from align.tracking import Rewindable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.engine import Engine, Training
+    from align.engine import Engine
+    from align.training import Training
 
 FORMAT = 1
 """Of a checkpoint. Raised when an older one must not be resumed from."""

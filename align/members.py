@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from align.checkpoints import Checkpoint, Checkpoints
-from align.engine import Training
 from align.ensembles import member_role, member_scores, normalised
 from align.rankings import PairIndex, Ranked, pair_index, steps_of_rows
 from align.roles import Roles, load_head
 from align.stage import StageContext
 from align.tracking import Tracker
+from align.training import Training
 from reward_models.folders import weights_folder
 from reward_models.scalar_head import Scoring
 

@@ -23,7 +23,7 @@ from align.advantages import (
     rloo,
 )
 from align.config import PPOTrain
-from align.engine import SCHEDULES, Engine, ParameterGroup, Training
+from align.engine import Engine
 from align.policy import uniforms
 from align.ppo_invariants import (
     FailedInvariant,
@@ -36,7 +36,9 @@ from align.ppo_update import Lesson, Updater
 from align.ptx import Demonstrations
 from align.roles import Roles
 from align.rollout import Roller, Rollout
+from align.schedules import SCHEDULES
 from align.tensors import centre, rescale, standardize
+from align.training import ParameterGroup, Training
 
 __all__ = ["FailedInvariant", "Optimiser"]
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from align.engine import NonFiniteError
 from align.roles import Roles
 from align.rollout import Rollout
+from align.training import NonFiniteError
 from preference_data.batches import pack
 from preference_data.rendering import Renderer
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from align import losses
 from align.config import PPOTrain
-from align.engine import Engine, NonFiniteError, Training
+from align.engine import Engine
 from align.ppo_invariants import check_ratio
 from align.ptx import Demonstrations
 from align.roles import Roles
 from align.rollout import Rollout
+from align.training import NonFiniteError, Training
 from preference_data.batches import Group, PackedBatch, pack, split_evenly
 
 

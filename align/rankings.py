@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from align.artifacts import Rows
 from align.config import Train
-from align.engine import SCHEDULES, Engine, ParameterGroup
+from align.engine import Engine
 from align.losses import LossOutput
 from align.ranking_meter import Meter
 from align.roles import Roles
+from align.schedules import SCHEDULES
 from align.stage import StageContext
+from align.training import ParameterGroup
 from preference_data import views
 from preference_data.batches import Group, PackedBatch, pack, split_evenly
 from preference_data.quarantine import DataError

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from align.config import RewardTrain
-from align.engine import ParameterGroup
 from align.rankings import PairIndex, Ranked, Rankings, Weighted, pair_index, tie_index
 from align.report_card import ranked_scores
 from align.roles import Roles
 from align.stage import StageContext
+from align.training import ParameterGroup
 from preference_data.batches import PackedBatch
 from preference_data.quarantine import DataError
 from reward_models.losses import (

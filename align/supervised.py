@@ -12,8 +12,9 @@ import torch
 
 from align.base import checkpointed_layers
 from align.config import TextTrain
-from align.engine import Engine, NonFiniteError
+from align.engine import Engine
 from align.tracking import Tracker
+from align.training import NonFiniteError
 from preference_data.rendering import Renderer
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import align.launched
 import align.peers
 import launch
-from align.engine import DeepSpeedTraining, Training
+from align.sharded_training import DeepSpeedTraining
+from align.training import Training
 from preference_data.quarantine import DataError
 
 ARGUMENTS = ["--config", "small.yaml"]

@@ -21,16 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from align import engine
+from align import process_group
 from align.config import ConfigError
-from align.engine import (
-    SCHEDULES,
-    Engine,
-    NonFiniteError,
-    ParameterGroup,
-    Training,
-    _wait_for_all,
-)
+from align.engine import Engine
+from align.process_group import wait_for_all
+from align.schedules import SCHEDULES
+from align.training import NonFiniteError, ParameterGroup, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -351,7 +347,7 @@ def test_ranks_wait_for_the_last_one_before_they_watch_each_other():
     store, waited = HashStore(), list[int]()
 
     def come(rank: int) -> None:
-        _wait_for_all(store, rank, 3)
+        wait_for_all(store, rank, 3)
         waited.append(rank)
 
     threads = [threading.Thread(target=come, args=(rank,), daemon=True) for rank in range(2)]
@@ -366,11 +362,11 @@ def test_ranks_wait_for_the_last_one_before_they_watch_each_other():
 
 
 def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "JOINED_WITHIN", timedelta(seconds=0.3))
+    monkeypatch.setattr(process_group, "JOINED_WITHIN", timedelta(seconds=0.3))
     store = HashStore()
     store.set("joined/1", "")
     with pytest.raises(RuntimeError, match=r"^rank 2, 3 did not come within 0\.005 minutes$"):
-        _wait_for_all(store, 0, 4)
+        wait_for_all(store, 0, 4)
 
 
 def test_a_world_that_is_not_there_is_noticed(monkeypatch: pytest.MonkeyPatch):

@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from align.config import Config, ConfigError, build_config
-from align.engine import Training
 from align.members import _accuracies, bootstrapped, members_of
 from align.pipeline import Pipeline
 from align.rankings import PairIndex, Ranked
 from align.report_card import ReportCard
 from align.roles import Roles
 from align.select import load_scores
+from align.training import Training
 from preference_data.batches import Group, pack
 from preference_data.records import Prompt, Response
 from reward_models import RewardModel

@@ -21,7 +21,7 @@ from align import tensors
 from align.base import load_base
 from align.cli import main
 from align.config import Base, Config, ConfigError, Lora, build_config
-from align.engine import SCHEDULES, Engine, ParameterGroup
+from align.engine import Engine
 from align.memory import activations, packing, steps
 from align.memory.activations import Activations, Pass
 from align.memory.architecture import UnknownBase, read_architecture
@@ -33,7 +33,9 @@ from align.memory.sharding import Held, Sharding, held
 from align.memory.steps import Estimator
 from align.pipeline import Pipeline
 from align.roles import Roles
+from align.schedules import SCHEDULES
 from align.stages import evaluate
+from align.training import ParameterGroup
 from preference_data import batches
 from preference_data.batches import Group, pack, split_evenly
 from preference_data.records import Judgement, Prompt, Response

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from align.config_ppo import PPOTrain
-from align.engine import Engine, NonFiniteError
+from align.engine import Engine
 from align.policy_gradient import FailedInvariant, Optimiser
 from align.ppo_invariants import agree, check_ends, check_finite
 from align.roles import Roles
 from align.rollout import Roller, Rollout, Sample
+from align.training import NonFiniteError
 from preference_data.batches import Group
 from reward_models.scalar_head import ScalarHead
 from reward_models.scoring import Scores

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from align.config_ppo import PTX, PPOTrain
-from align.engine import Engine, NonFiniteError
+from align.engine import Engine
 from align.policy import uniforms
 from align.policy_gradient import Optimiser
 from align.ppo_update import Lesson
 from align.ptx import Demonstrations
 from align.roles import Roles
 from align.rollout import Roller
+from align.training import NonFiniteError
 from preference_data.batches import Group, pack
 from reward_models.scalar_head import ScalarHead
 from reward_models.scoring import Scores

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from align.config import DPOTrain, Lora, RankingTrain, build_config
 from align.config_train import RewardTrain
-from align.engine import Engine, Training
+from align.engine import Engine
 from align.losses import LossOutput
 from align.pipeline import Pipeline
 from align.rankings import (
@@ -34,6 +34,7 @@ from align.rankings import (
 from align.reward_loss import loss_for
 from align.roles import Roles
 from align.stages import dpo, evaluate, reward
+from align.training import Training
 from preference_data.batches import Group, PackedBatch, pack
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response

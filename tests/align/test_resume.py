@@ -32,11 +32,13 @@ from safetensors.torch import load_file
 from align import checkpoints
 from align.checkpoints import Checkpoint
 from align.config import ConfigError, build_config
-from align.engine import SCHEDULES, Engine, ParameterGroup, Training
+from align.engine import Engine
 from align.pipeline import Pipeline
 from align.rankings import Meter
+from align.schedules import SCHEDULES
 from align.tracking import Trackers
 from align.tracking.files import FileTracker
+from align.training import ParameterGroup, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKING = {
@@ -253,7 +255,7 @@ def test_the_reference_depends_on_what_is_resumed(reference: Path):
     assert not list((reference / "run").glob("*/checkpoints"))
 
 
-STEP, LINE = ("align.engine:Training", "step"), ("align.tracking.files:FileTracker", "log")
+STEP, LINE = ("align.training:Training", "step"), ("align.tracking.files:FileTracker", "log")
 RANKING_LIVES = [
     Life((*STEP, 5, "after")),  # the checkpoint at 4 is there, and half a log line's sums
     Life(("os", "fsync", 3, "before")),  # the run's own record is the first

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from align.config import ConfigError, Lora, build_config
 from align.config_train import RewardTrain
-from align.engine import Engine, Training
+from align.engine import Engine
 from align.pipeline import Pipeline
 from align.rankings import Ranked, Weighted, fit_rankings, pair_index
 from align.reward_loss import RewardLoss, Scale, loss_for, rating_scales, tie_fields, tie_share
 from align.roles import Roles
+from align.training import Training
 from preference_data.batches import Group, PackedBatch, pack
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response

@@ -9,9 +9,10 @@ import pytest
 from accelerate.utils import DistributedType
 
 from align.config import TextTrain
-from align.engine import Engine, NonFiniteError
+from align.engine import Engine
 from align.supervised import fit_language_model
 from align.tracking import Trackers
+from align.training import NonFiniteError
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(make_roles: Any, renderer: Any):

@@ -329,9 +329,10 @@ def ppo(case: argparse.Namespace) -> tuple[Any, list[Any], dict[str, float]]:
 def sharded(stage: int, folder: Path) -> None:
     """Bytes held after a step of this rank, beside theory; full fine-tuning of the model."""
     from align.config import build_config
-    from align.engine import SCHEDULES, ParameterGroup
     from align.memory.architecture import read_architecture
     from align.memory.sharding import Sharding, held
+    from align.schedules import SCHEDULES
+    from align.training import ParameterGroup
     from preference_data.batches import pack
 
     settings = Path(__file__).parents[2] / "configs" / "deepspeed" / f"zero{stage}.json"

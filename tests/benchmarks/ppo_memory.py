@@ -106,7 +106,8 @@ def trl(arguments: argparse.Namespace) -> dict[str, float]:
 def packed(arguments: argparse.Namespace) -> dict[str, float]:
     """The same loss in packed batches, in parts as PPO's."""
     from align.config import PPOTrain
-    from align.engine import SCHEDULES, ParameterGroup
+    from align.schedules import SCHEDULES
+    from align.training import ParameterGroup
     from preference_data.batches import Group, pack, split_evenly
 
     engine, roles = load(arguments)
