@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from reward_models.folders import member_folders, weights_folder
 
 FORMAT_VERSION = 2
 """Of the run folder. Raised when an older artifact must not be taken for a current one."""
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,8 @@ class Artifact:
     @classmethod
     def load(cls, path: Path) -> Artifact | None:
         """The artifact in the folder `path`, or None if the step did not end."""
-        try:
-            record = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        if record.pop("format") != FORMAT_VERSION:
+        record = read_json(path / "artifact.json")
+        if record is None or record.pop("format") != FORMAT_VERSION:
             return None
         rows = record.pop("rows")
         return cls(
@@ -92,6 +92,25 @@ class Artifact:
             rows=Rows(rows["in"], rows["out"], rows["quarantined"]) if rows else None,
             **record,
         )
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this toolkit and the libraries whose numbers its own depend on."""
+    found = {"python": platform.python_version()}
+    for library in ("align-toolkit", *LIBRARIES):
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """What the file holds; None if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,81 +6,26 @@ Importing this module loads neither torch nor transformers; running does.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import json
 import logging
 import os
-import platform
 import shutil
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checkpoints, deepspeed_settings, launched
-from align.artifacts import Artifact, Rows, fingerprint, hash_files, write_json
-from align.config import BUILTIN_DATA, Config, ConfigError, Reward
-from align.config_rewards import IDENTITY
+from align.artifacts import Artifact, read_json, write_json
+from align.config import Config, ConfigError, Reward
+from align.materials import make
+from align.step_run import StepError, run_step
+from align.tasks import Task, base_is_ours, files_of, tasks_of
 
 if TYPE_CHECKING:
     from align.engine import Engine
     from align.memory.plan import MemoryPlan
 
-STAGES = {
-    "pretrain": "align.stages.pretrain",
-    "sft": "align.stages.sft",
-    "reward": "align.stages.reward",
-    "dpo": "align.stages.dpo",
-    "ppo": "align.stages.ppo",
-    "evaluate": "align.stages.evaluate",
-    "export": "align.stages.export",
-}
-CLUSTERS_FILE = "clusters.json"
-HARMLESS = {"save_iterations", "save_steps"}
-"""Train settings that change nothing of what a step leaves behind."""
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
 log = logging.getLogger("align")
-
-
-class StepError(RuntimeError):
-    """A step of the run that failed; the message names it and says why."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A node of the pipeline: the world, the base, a data source or a step."""
-
-    name: str
-    kind: str
-    folder: Path
-    fingerprint: str
-    inputs: dict[str, str]
-    """Fingerprints of what it is made from, by name."""
-
-    def done(self) -> Artifact | None:
-        """Its complete artifact, if it was made from the same things."""
-        artifact = Artifact.load(self.folder)
-        if artifact is None or artifact.fingerprint != self.fingerprint:
-            return None
-        return artifact
-
-    def state(self) -> tuple[str, str]:
-        """("done" | "resume" | "run", why)."""
-        artifact = Artifact.load(self.folder)
-        if artifact is None:
-            if (found := checkpoints.newest(self.folder, self.fingerprint)) is not None:
-                return "resume", f"after {found.unit} {found.number}"
-            begun = self.folder.is_dir() and any(self.folder.iterdir())
-            return "run", "interrupted, starts again" if begun else "new"
-        if artifact.fingerprint == self.fingerprint:
-            return "done", ""
-        changed = [
-            name for name, print_ in self.inputs.items() if artifact.inputs.get(name) != print_
-        ]
-        return "run", f"{', '.join(changed)} changed" if changed else "its settings changed"
 
 
 def main_process() -> bool:
@@ -100,7 +45,7 @@ class Pipeline:
 
     def _check_files(self) -> None:
         """Raises ConfigError for a missing file, or a folder that belongs to another run."""
-        record = _read_json(self.folder / "run.json")
+        record = read_json(self.folder / "run.json")
         if record is not None and record.get("name") != self.config.name:
             raise ConfigError(
                 f"output_dir {str(self.folder)!r} belongs to the run {record.get('name')!r}, not "
@@ -116,7 +61,7 @@ class Pipeline:
         deepspeed_settings.check(self.config)
         launched.check(self.config, os.environ)
         for source, data in self.config.data.items():
-            if not data.path.startswith("builtin:") and not _files_of(data.path):
+            if not data.path.startswith("builtin:") and not files_of(data.path):
                 raise ConfigError(f"data.{source}.path: there is no file {data.path!r}.")
         for name, step in self.config.steps.items():
             for option, path in step.files_used():
@@ -125,56 +70,7 @@ class Pipeline:
 
     def tasks(self) -> list[Task]:
         """Everything that a full run makes, in order, with fingerprints."""
-        config = self.config
-        made: dict[str, Task] = {}
-
-        def add(name: str, kind: str, folder: Path, own: Any, inputs: Sequence[str]) -> None:
-            prints = {other: made[other].fingerprint for other in inputs}
-            print_ = fingerprint(kind, own, prints)
-            made[name] = Task(name, kind, folder, print_, prints)
-
-        if any(data.path in BUILTIN_DATA for data in config.data.values()):
-            own = [config.world.model_dump(), config.seed, _source_hash("synthetic.py")]
-            add("world", "world", self.folder / "world", own, ())
-        for source, data in config.data.items():
-            builtin = data.path in BUILTIN_DATA
-            own = [
-                data.model_dump(exclude={"test_fraction", *(() if builtin else ("path",))}),
-                config.run_as(source),
-                None if builtin else _content_hash(data.path),
-            ]
-            wide = data.columns.wide if data.columns else None
-            if wide is not None and isinstance(wide.items, str):
-                own.append(_content_hash(wide.items))
-            folder = self.folder / "data" / source
-            add(f"data.{source}", "data", folder, own, ("world",) if builtin else ())
-        base = config.base
-        computed = base.model_dump(exclude={"gradient_checkpointing"})  # gives the same numbers
-        sources = [f"data.{source}" for source in config.data]
-        if config.near_duplicates is not None and sources:
-            add("splits", "splits", self.folder / "splits", config.near_duplicates, sources)
-        clusters = self._clusters()
-        if base.model == "builtin:tiny":
-            add("base", "base", self.folder / "base", [computed, config.seed], sources)
-        else:
-            own = [computed, _folder_hash(base.model)]
-            add("base", "base", Path(base.model), own, ())
-        for name, step in config.steps.items():
-            inputs = ["base"]
-            inputs += [other for _, other, _ in step.steps_used() if other != "base"]
-            inputs += [f"data.{source}" for _, source, _ in step.data_used()]
-            if step.kind == "export":  # its model card quotes what was measured before it
-                inputs += [o for o in made if o in config.steps and made[o].kind == "evaluate"]
-            fractions = {s: config.data[s].test_fraction for _, s, _ in step.data_used()}
-            lora = config.lora.model_dump() if config.lora else None
-            # What the clusters are, not what they were made of: a source that adds none to those
-            # of the others leaves their steps as they are.
-            harmless = {"train": HARMLESS, "require": True}
-            settings = step.model_dump(by_alias=True, exclude=harmless, context=IDENTITY)
-            own = [settings, lora, config.seed, fractions, clusters]
-            own += [_state_hash(path) for _, path in step.files_used()]
-            add(name, step.kind, self.folder / name, own, list(dict.fromkeys(inputs)))
-        return list(made.values())
+        return tasks_of(self.config)
 
     def plan(self) -> list[dict[str, Any]]:
         """What a run would do with each task, without loading anything heavy.
@@ -196,7 +92,7 @@ class Pipeline:
         rows: list[dict[str, Any]] = []
         stale: set[str] = set()
         for task in self.tasks():
-            if task.kind == "base" and not self._base_is_ours():
+            if task.kind == "base" and not base_is_ours(self.config):
                 continue
             state, reason = ("run", "asked for") if task.name in again else task.state()
             if state == "resume" and self.config.deepspeed:
@@ -215,9 +111,6 @@ class Pipeline:
                  "rows": count}
             )  # fmt: skip
         return rows
-
-    def _base_is_ours(self) -> bool:
-        return self.config.base.model == "builtin:tiny"
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -256,21 +149,7 @@ class Pipeline:
             if only is not None:
                 engine.from_main(lambda: self._require_inputs(only))
             engine.from_main(lambda: self._claim(command))
-            summary: dict[str, Any] = {}
-            refusal: str | None = None
-            for name in [task.name for task in self.tasks()]:
-                if name in self.config.steps and name not in chosen:
-                    continue
-                # Anew each time: the fingerprints of steps hold what the splits turned out to be.
-                task = next(task for task in self.tasks() if task.name == name)
-                stale = task.name in again or not again.isdisjoint(task.inputs)
-                artifact, cached = self._run_task(engine, task, stale, wanted=name == only)
-                if not cached:
-                    again.add(task.name)  # what stands on it is made anew
-                if task.name in self.config.steps:
-                    summary[task.name] = _summary_of(artifact, cached)
-                    if refusal := self._refusal(task.name, artifact):
-                        break
+            summary, refusal = self._run_chosen(engine, chosen, again, only)
             result = {
                 "name": self.config.name,
                 "seconds": round(time.monotonic() - started, 1),
@@ -288,6 +167,29 @@ class Pipeline:
             raise
         finally:
             engine.close()
+
+    def _run_chosen(
+        self, engine: Engine, chosen: Collection[str], again: set[str], only: str | None
+    ) -> tuple[dict[str, Any], str | None]:
+        """The summary of each step, and why the run ends before the last of them, if it does.
+
+        `again` are steps to run though they are done; what was run joins them.
+        """
+        summary: dict[str, Any] = {}
+        for name in [task.name for task in self.tasks()]:
+            if name in self.config.steps and name not in chosen:
+                continue
+            # Anew each time: the fingerprints of steps hold what the splits turned out to be.
+            task = next(task for task in self.tasks() if task.name == name)
+            stale = task.name in again or not again.isdisjoint(task.inputs)
+            artifact, cached = self._run_task(engine, task, stale, wanted=name == only)
+            if not cached:
+                again.add(task.name)  # what stands on it is made anew
+            if task.name in self.config.steps:
+                summary[task.name] = _summary_of(artifact, cached)
+                if refusal := self._refusal(task.name, artifact):
+                    return summary, refusal
+        return summary, None
 
     def _check_rewards(self, names: Sequence[str]) -> None:
         """Raises ConfigError for what the rewards and judges of these steps need and do not have;
@@ -373,16 +275,16 @@ class Pipeline:
         `again` starts it anew whatever there is, `wanted` runs it though it is done.
         """
         done = None if again or wanted else engine.from_main(task.done)
-        if done is not None or (task.kind == "base" and not self._base_is_ours()):
+        if done is not None or (task.kind == "base" and not base_is_ours(self.config)):
             if engine.is_main and done is not None:
                 checkpoints.remove(task.folder)  # of a run that was killed before it could
             return done or _external_base(task), True
         before = engine.from_main(lambda: self._open(task, again))
         started = time.monotonic() - before
         if task.name in self.config.steps:
-            artifact = self._run_step(engine, task, before)
+            artifact = run_step(task, self.config, engine, before)
         else:
-            artifact = engine.from_main(lambda: self._make(task))
+            artifact = engine.from_main(lambda: make(task, self.config))
         artifact = dataclasses.replace(artifact, seconds=round(time.monotonic() - started, 1))
         if engine.is_main:
             artifact.save()
@@ -421,136 +323,6 @@ class Pipeline:
             return "its checkpoints are damaged, or were made with other settings or inputs"
         return "it was interrupted before its first checkpoint"
 
-    def _make(self, task: Task) -> Artifact:
-        """The world, a data source, or the built-in base; rank 0 alone comes here."""
-        config = self.config
-        rows, metrics = None, {}
-        if task.kind == "world":
-            from preference_data.synthetic import write_world
-
-            world = config.world
-            write_world(
-                task.folder, config.seed, documents_=world.documents,
-                demonstrations_=world.demonstrations, items=world.items, prompts_=world.prompts,
-            )  # fmt: skip
-        elif task.kind == "data":
-            rows = self._import(task)
-        elif task.kind == "splits":
-            metrics = self._find_clusters(task)
-        else:
-            from align.base import build_tiny
-            from preference_data import views
-
-            texts = [
-                text for source in config.data for text in views.text(self._data_folder(source))
-            ]
-            metrics = {
-                "parameters": float(build_tiny(task.folder, config.base, texts, config.seed))
-            }
-        return Artifact(
-            name=task.name, kind=task.kind, path=task.folder, fingerprint=task.fingerprint,
-            inputs=task.inputs, rows=rows, metrics=metrics, seed=config.seed, versions=_versions(),
-        )  # fmt: skip
-
-    def _import(self, task: Task) -> Rows:
-        from preference_data import views
-        from preference_data.sources import import_data
-
-        source = task.name.removeprefix("data.")
-        data = self.config.data[source]
-        path = data.path
-        if path in BUILTIN_DATA:
-            name = path.removeprefix("builtin:")
-            suffix = "csv" if name == "labels" else "jsonl"
-            path = str(self.folder / "world" / f"{name}.{suffix}")
-        report = import_data(
-            self.config.run_as(source), path, task.folder, format=data.format,
-            columns=data.columns, limit=data.limit, max_quarantined=data.max_quarantined,
-            encoding=data.encoding, delimiter=data.delimiter, personal_data=data.personal_data,
-        )  # fmt: skip
-        if data.aggregate is not None:
-            views.write_aggregated(task.folder, data.aggregate)
-        return Rows(report.rows_in, report.rows_out, report.rows_quarantined)
-
-    def _find_clusters(self, task: Task) -> dict[str, float]:
-        from preference_data import views
-        from preference_data.near_duplicates import near_duplicates
-        from preference_data.splits import opening
-
-        assert self.config.near_duplicates is not None
-        openings = {
-            found.id: found.text
-            for source in self.config.data
-            if self.config.run_as(source) != "text"
-            for found in map(opening, views.prompts(self._data_folder(source)))
-        }
-        clusters = near_duplicates(openings, self.config.near_duplicates)
-        write_json(task.folder / CLUSTERS_FILE, dict(clusters.representatives))
-        return {"prompts": float(len(openings)), "clusters": float(len(clusters.groups))}
-
-    def _clusters(self) -> dict[str, str]:
-        """What the splits keep together; nothing where that is not wanted, whatever is there."""
-        if self.config.near_duplicates is None:
-            return {}
-        return _read_json(self.folder / "splits" / CLUSTERS_FILE) or {}
-
-    def _data_folder(self, source: str) -> Path:
-        return self.folder / "data" / source
-
-    def _run_step(self, engine: Engine, task: Task, before: float) -> Artifact:
-        """`before`: seconds that the step has taken in earlier runs, which it goes on from."""
-        import torch
-        from safetensors import SafetensorError
-
-        from align.stage import StageContext
-        from align.tracking import make_tracker
-        from preference_data.near_duplicates import Clusters
-        from preference_data.quarantine import DataError
-
-        step = self.config.steps[task.name]
-        seed = step.seed if step.seed is not None else self.config.seed
-        base = self.folder / "base" if self._base_is_ours() else self.config.base.model
-        inputs = {
-            other: _required(Artifact.load(self.folder / other), other)
-            for _, other, _ in step.steps_used()
-            if other != "base"
-        }
-        tracker = make_tracker(
-            self.config, task.name, step.kind, task.folder, task.fingerprint, engine.is_main
-        )
-        context = StageContext(
-            config=self.config, name=task.name, step=step, folder=task.folder,
-            base_path=str(base), inputs=inputs,
-            data={s: self._data_folder(s) for _, s, _ in step.data_used()},
-            engine=engine, tracker=tracker, seed=seed,
-            clusters=Clusters(self._clusters()),
-        )  # fmt: skip
-        torch.manual_seed(seed)  # a new adapter must not depend on what ran before in this process
-        engine.checkpoints = checkpoints.Checkpoints()
-        engine.begin_memory()
-        if step.kind in checkpoints.RESUMABLE and engine.deepspeed is None:
-            engine.checkpoints = checkpoints.StepCheckpoints(
-                engine, task.folder, task.name, task.fingerprint,
-                "iteration" if step.kind == "ppo" else "step", tracker, before,
-            )  # fmt: skip
-        try:
-            result = import_module(STAGES[step.kind]).run(context)
-        except (ConfigError, DataError, OSError):
-            raise
-        except (RuntimeError, ValueError) as error:
-            raise StepError(f"step {task.name} failed: {error}") from error
-        except SafetensorError as error:  # which hides a full disk in its text
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device", str(task.folder)) from None
-            raise
-        metrics = {**result.metrics, **engine.memory()}
-        tracker.finish(metrics)
-        return Artifact(
-            name=task.name, kind=step.kind, path=task.folder, fingerprint=task.fingerprint,
-            inputs=task.inputs, base=result.base, rows=result.rows, metrics=metrics,
-            seed=seed, versions=_versions(),
-        )  # fmt: skip
-
     def _conclude(self, result: dict[str, Any]) -> None:
         """`summary.json` and the report; steps that were not part of this run stay in them."""
         from align.report import write_report
@@ -562,12 +334,6 @@ class Pipeline:
         ordered = {name: steps[name] for name in self.config.steps if name in steps}
         write_json(self.folder / "summary.json", {**result, "steps": ordered})
         write_report(self.folder)
-
-
-def _required(artifact: Artifact | None, name: str) -> Artifact:
-    if artifact is None:
-        raise ConfigError(f"the step {name!r} is not done, and another needs it; run it first.")
-    return artifact
 
 
 def _external_base(task: Task) -> Artifact:
@@ -584,74 +350,3 @@ def _summary_of(artifact: Artifact, cached: bool) -> dict[str, Any]:
         "rows": artifact.rows.to_json() if artifact.rows else None,
         "metrics": artifact.metrics,
     }
-
-
-def _files_of(path: str) -> dict[str, Path]:
-    """The files of a file, a folder or a glob, by path; empty if there is none."""
-    place = Path(path)
-    if place.is_file():
-        return {path: place}
-    if place.is_dir():
-        return {str(file): file for file in sorted(place.rglob("*")) if file.is_file()}
-    if any(character in path for character in "*?["):
-        import glob
-
-        return {name: Path(name) for name in sorted(glob.glob(path)) if Path(name).is_file()}
-    return {}
-
-
-def _content_hash(path: str) -> str:
-    """Of the files at `path`, by their names without folders: the same wherever they lie."""
-    files = tuple(_files_of(path).values())
-    return _hash_as_they_are(files, tuple(_state_of(file) for file in files))
-
-
-@lru_cache(maxsize=256)
-def _hash_as_they_are(files: tuple[Path, ...], states: tuple[tuple[int, int], ...]) -> str:
-    del states  # files that were not touched are not read again
-    return hash_files({f"{i} {file.name}": file for i, file in enumerate(files)})
-
-
-def _state_of(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def _folder_hash(model: str) -> str:
-    """Content of a local model by names, sizes and times of change: weights are too big to read."""
-    place = Path(model)
-    if not place.is_dir():
-        return model
-    files = sorted(place.iterdir())
-    return fingerprint([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
-
-
-def _state_hash(path: str) -> str:
-    """Of a function's file its content; of a reward model's folder what `_folder_hash` takes."""
-    if Path(path).is_file():
-        return _content_hash(path)
-    files = _files_of(path)
-    return fingerprint([(name, *_state_of(file)) for name, file in files.items()])
-
-
-def _source_hash(file: str) -> str:
-    import preference_data
-
-    return hash_files({file: Path(str(preference_data.__file__)).parent / file})
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for library in ("align-toolkit", *LIBRARIES):
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None

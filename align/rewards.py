@@ -45,12 +45,12 @@ from reward_models.scoring import (
     Part,
     Scorer,
     Scores,
-    Service,
     WeightedSum,
     checked,
     combined,
     parts_of,
 )
+from reward_models.service import Service
 
 log = logging.getLogger("align")
 

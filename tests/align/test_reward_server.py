@@ -27,7 +27,8 @@ from preference_data.batches import Group
 from preference_data.records import Prompt
 from reward_models import RewardModel
 from reward_models.scalar_head import ScalarHead, Scoring
-from reward_models.scoring import Answer, ScoringError, Service
+from reward_models.scoring import Answer, ScoringError
+from reward_models.service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["What is the capital of France?", "What is the opposite of hot?", "Name a colour."]

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from preference_data.records import Message, Prompt
-from reward_models import scoring
+from reward_models import service
 from reward_models.scoring import (
     Answer,
     Ensemble,
@@ -26,11 +26,11 @@ from reward_models.scoring import (
     Scorer,
     Scores,
     ScoringError,
-    Service,
     WeightedSum,
     checked,
     score,
 )
+from reward_models.service import Service
 
 ANSWERS = [
     Answer(Prompt.from_text(prompt), completion)
@@ -281,8 +281,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits between attempts, which take no time; the clock goes on by them."""
     found: list[float] = []
     real = time.monotonic
-    monkeypatch.setattr(scoring.time, "sleep", found.append)
-    monkeypatch.setattr(scoring.time, "monotonic", lambda: real() + sum(found))
+    monkeypatch.setattr(service.time, "sleep", found.append)
+    monkeypatch.setattr(service.time, "monotonic", lambda: real() + sum(found))
     return found
 
 
@@ -424,7 +424,7 @@ def test_a_token_that_no_header_can_carry_is_not_quoted(server: Server):
 
 
 def test_an_answer_without_end_is_not_read(server: Server, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scoring, "LARGEST", 1 << 20)
+    monkeypatch.setattr(service, "LARGEST", 1 << 20)
     server.replies = [lambda body: (200, "x" * ((1 << 20) + 1))]
     with pytest.raises(ScoringError, match="answered more than 1 MiB"):
         Service(server.url, "it")([Answer(Prompt.from_text("?"), "x")])
