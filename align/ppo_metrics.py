@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
 
 from torch import Tensor
 
 from align.advantages import k3
+from align.metrics.replies import distinct_n
 from align.rollout import Rollout
 from align.tensors import masked_mean
 
@@ -18,7 +18,6 @@ def describe(rollout: Rollout, rewards: Tensor, returns: Tensor | None) -> dict[
     `rewards` [B, R] as charged; `returns` [B, R] where a value function learns them.
     """
     replies = [sample.group.completions[0] for sample in rollout.samples]
-    bigrams = [pair for ids in replies for pair in pairwise(ids)]
     found = {
         "objective/kl": float(rollout.kl.mean()),
         "objective/kl_k3": float(
@@ -29,7 +28,7 @@ def describe(rollout: Rollout, rewards: Tensor, returns: Tensor | None) -> dict[
         "objective/reward": float(rewards.sum(1).mean()),
         "response/length": float(rollout.mask.sum(1).float().mean()),
         "response/eos_rate": float(rollout.ended.float().mean()),
-        "response/distinct_2": len(set(bigrams)) / max(1, len(bigrams)),
+        "response/distinct_2": distinct_n(replies, 2),
         "response/top_reply_share": max(Counter(replies).values()) / len(replies),
     }
     if returns is not None and rollout.values is not None:

@@ -138,6 +138,30 @@ def effective_trials(hits: Array, weights: Array, place: Ints) -> float:
     return float(known * min(pairs, spread / max(variance, 1e-300)))
 
 
+def reward_accuracy(
+    margins: Array, weights: Array, clusters: Ints, seed: int, resamples: int = 2000
+) -> Interval:
+    """The weighted share of pairs that are ranked as people did; its interval as `share_intervals`.
+
+    Where the pairs of a judgement share its weight, every judgement counts once however many pairs
+    it gave.
+    """
+    (found,) = share_intervals(
+        hits_of(margins)[:, None], weights[:, None], clusters, seed, resamples
+    )
+    return found
+
+
+def hits_of(margins: Array) -> Array:
+    """[P] 1 where the preferred answer scores higher, a half where both score alike."""
+    return np.where(margins == 0, 0.5, (margins > 0).astype(float))
+
+
+def named(name: str, found: Interval) -> dict[str, float]:
+    """An interval as metrics: `name`, `name_low` and `name_high`."""
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
 # --- probabilities -------------------------------------------------------------------------------
 
 

@@ -59,7 +59,7 @@ class Judged:
     @property
     def hits(self) -> Array:
         """[P] 1 where the preferred answer scores higher, a half where both score alike."""
-        return _hits(self.margins)
+        return calibration.hits_of(self.margins)
 
     @property
     def longer(self) -> Array:
@@ -83,7 +83,9 @@ def report_card(held_out: Judged, reference: Judged, seed: int) -> dict[str, Any
         "format": CARD_FORMAT,
         "pairs": len(held_out.better),
         "prompts": len(np.unique(held_out.clusters)),
-        "accuracy": _interval(_shares(held_out.hits, held_out, seed)),
+        "accuracy": _interval(
+            calibration.reward_accuracy(held_out.margins, held_out.weights, held_out.clusters, seed)
+        ),
         "training_accuracy": (
             mean(reference.hits, reference.weights) if len(reference.better) else None
         ),
@@ -141,7 +143,7 @@ def _length(held_out: Judged, seed: int) -> dict[str, Any]:
     `above_baseline` is the accuracy less that, pair by pair; the model is above the baseline only
     if the whole interval is above 0.
     """
-    longer = _hits(held_out.longer)
+    longer = calibration.hits_of(held_out.longer)
     rule = "longer" if mean(longer, held_out.weights) >= 0.5 else "shorter"
     baseline = longer if rule == "longer" else 1 - longer
     bins = length_bins(held_out.longer)
@@ -369,10 +371,6 @@ def classes_of(values: Sequence[float | None], unit: str) -> list[str]:
         f"no {unit}" if value is None else names[int(value > low) + int(value > high)]
         for value in values
     ]
-
-
-def _hits(margins: Array) -> Array:
-    return np.where(margins == 0, 0.5, (margins > 0).astype(float))
 
 
 def _shares(hits: Array, held_out: Judged, seed: int, inside: Any = slice(None)) -> Interval:

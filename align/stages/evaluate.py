@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,11 @@ from align.artifacts import Rows
 from align.config_rewards import label_of
 from align.ensembles import reward_weights
 from align.judges import GOLD, Judge, add_judge, make_judge
+from align.metrics.replies import win_rate
 from align.policy import check_positions, respond, uniforms
-from align.rankings import PairIndex, Ranked, by_group, load_rankings, pair_index
+from align.progress import tracked
+from align.rankings import Ranked, by_group, load_rankings
+from align.report_card import judged_of
 from align.rewards import Sampled
 from align.roles import Roles
 from align.rollout import packed_scores, packed_tokens
@@ -22,7 +24,8 @@ from align.stage import StageContext, StageResult
 from preference_data import views
 from preference_data.batches import Group
 from preference_data.rendering import RenderingError
-from reward_models.calibration import bootstrap_interval, correlation
+from reward_models.calibration import Array, correlation, named, reward_accuracy
+from reward_models.report_card import Judged
 from reward_models.scalar_head import Scoring, Truncation
 
 TOKENS_PER_FORWARD = 8192
@@ -42,18 +45,22 @@ class Reply:
 
 def run(context: StageContext) -> StageResult:
     """1 the prompts; 2 every policy's replies with the same draws; 3 every judge's scores;
-    4 win rates with intervals; 5 the reward models' accuracy."""
+    4 win rates with intervals; 5 the reward models' accuracy.
+
+    The numbers come from the functions behind the modules of `align.metrics`.
+    """
     step = context.step
     policies = list(dict.fromkeys((step.baseline, *step.policies)))
     roles = _make_roles(context, policies)
     prompts, rows = _prompts(context, roles)  # 1
     draws = uniforms(context.seed, len(prompts), step.max_new_tokens)
     replies = {  # 2
-        policy: _replies(context, roles, policy, prompts, draws) for policy in policies
+        policy: _replies(context, roles, policy, prompts, draws)
+        for policy in tracked(policies, "replies", "policies")
     }
     scores = {  # 3
         name: {policy: judge(_answers(prompts, replies[policy])) for policy in policies}
-        for name, judge in _judges(context, roles).items()
+        for name, judge in tracked(_judges(context, roles).items(), "judgement", "judges")
     }
     metrics = _win_rates(context, scores, policies)  # 4
     for policy in policies:
@@ -169,11 +176,13 @@ def _win_rates(context: StageContext, scores, policies: list[str]) -> dict[str, 
             metrics[f"evaluate/{judge}/score/{policy}"] = float(np.mean(by_policy[policy]))
             if policy == baseline:
                 continue
-            gain = np.array(by_policy[policy]) - np.array(by_policy[baseline])
-            wins = np.where(gain == 0, 0.5, gain > 0)
-            low, high = bootstrap_interval(wins, context.seed, context.step.bootstrap)
-            name = f"evaluate/{judge}/win_rate/{policy}_vs_{baseline}"
-            metrics |= {name: float(wins.mean()), f"{name}_low": low, f"{name}_high": high}
+            found = win_rate(
+                np.array(by_policy[policy]),
+                np.array(by_policy[baseline]),
+                context.seed,
+                context.step.bootstrap,
+            )
+            metrics |= named(f"evaluate/{judge}/win_rate/{policy}_vs_{baseline}", found)
     return metrics
 
 
@@ -186,11 +195,9 @@ def _facts(policy: str, replies: list[Reply]) -> dict[str, float]:
 
 
 def _reward_accuracy(context: StageContext, roles: Roles) -> dict[str, float]:
-    """Each reward judge on held-out pairs: against the labels, and against gold where it is known.
-
-    Pairs that gold ties are left out of its accuracy.
-    """
-    step, engine = context.step, context.engine
+    """Each reward judge on held-out judgements, as its own step measures it: against the labels,
+    and against gold where it is known."""
+    step = context.step
     rewards = [j for j in step.judges if isinstance(j, str) and j != GOLD]
     if step.preferences is None or not rewards:
         return {}
@@ -200,23 +207,62 @@ def _reward_accuracy(context: StageContext, roles: Roles) -> dict[str, float]:
         limits = _limits(context, name)
         if limits not in read:
             read[limits] = load_rankings(context, step.preferences, roles.renderer, *limits).test
-        rows = read[limits]
-        if not rows:
-            continue
-        pairs = pair_index(rows)
-        gold = _gold_gains(rows, pairs) if GOLD in step.judges else None
-        mine = engine.share(rows)
-        groups = [row.group for row in mine]
-        flat = packed_scores(roles, name, groups, TOKENS_PER_FORWARD, engine)
-        scores = torch.cat(engine.gather(by_group(mine, flat)))
-        margin = (scores[pairs.better] - scores[pairs.worse]).numpy()
-        metrics |= _accuracy(f"evaluate/{name}/accuracy", margin > 0, context)
-        if gold is not None and (gold != 0).any():
-            decided = gold != 0
-            agree = (margin > 0) == (gold > 0)
-            metrics |= _accuracy(f"evaluate/{name}/gold_accuracy", agree[decided], context)
-            metrics[f"evaluate/{name}/gold_correlation"] = correlation(margin, gold)
+        if rows := read[limits]:
+            judged = judged_of(rows, _answer_scores(context, roles, name, rows), context.clusters)
+            metrics |= _against_labels(context, name, judged)
+            if GOLD in step.judges:
+                metrics |= _against_gold(context, name, judged, _gold_scores(rows))
     return metrics
+
+
+def _answer_scores(context: StageContext, roles: Roles, role: str, rows: Sequence[Ranked]) -> Array:
+    """[N] scores of all answers of `rows`, computed by all ranks."""
+    mine = context.engine.share(rows)
+    groups = [row.group for row in mine]
+    flat = packed_scores(roles, role, groups, TOKENS_PER_FORWARD, context.engine)
+    return torch.cat(context.engine.gather(by_group(mine, flat))).numpy()
+
+
+def _against_labels(context: StageContext, reward: str, judged: Judged) -> dict[str, float]:
+    found = reward_accuracy(
+        judged.margins, judged.weights, judged.clusters, context.seed, context.step.bootstrap
+    )
+    return named(f"evaluate/{reward}/accuracy", found)
+
+
+def _against_gold(
+    context: StageContext, reward: str, judged: Judged, scores: Array
+) -> dict[str, float]:
+    """The same against the order of the gold `scores` [N]; pairs that gold ties are left out of the
+    accuracy."""
+    gold = scores[judged.better] - scores[judged.worse]
+    decided = gold != 0
+    if not decided.any():
+        return {}
+    found = reward_accuracy(
+        (judged.margins * np.sign(gold))[decided],
+        judged.weights[decided],
+        judged.clusters[decided],
+        context.seed,
+        context.step.bootstrap,
+    )
+    return {
+        **named(f"evaluate/{reward}/gold_accuracy", found),
+        f"evaluate/{reward}/gold_correlation": correlation(judged.margins, gold),
+    }
+
+
+def _gold_scores(rows: Sequence[Ranked]) -> Array:
+    """[N] gold scores of all answers of `rows`."""
+    from preference_data.synthetic import gold_score
+
+    return np.array(
+        [
+            gold_score(row.judgement.prompt.text, response.text)
+            for row in rows
+            for response in row.judgement.responses
+        ]
+    )
 
 
 def _limits(context: StageContext, name: str) -> tuple[int, Truncation]:
@@ -225,20 +271,3 @@ def _limits(context: StageContext, name: str) -> tuple[int, Truncation]:
     scoring = Scoring.load(reward_weights(context, name)[0])
     limit = REWARD_READS_UP_TO if scoring.truncation == "none" else scoring.max_length
     return limit, scoring.truncation
-
-
-def _gold_gains(rows: Sequence[Ranked], pairs: PairIndex) -> Any:
-    """[P] gold score of the answer that the annotator ranked better, less that of the other."""
-    from preference_data.synthetic import gold_score
-
-    scores = np.array(
-        [gold_score(row.judgement.prompt.text, r.text) for row in rows
-         for r in row.judgement.responses]
-    )  # fmt: skip
-    return scores[pairs.better.numpy()] - scores[pairs.worse.numpy()]
-
-
-def _accuracy(name: str, hits: Any, context: StageContext) -> dict[str, float]:
-    values = hits.astype(float)
-    low, high = bootstrap_interval(values, context.seed, context.step.bootstrap)
-    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
