@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +183,15 @@ class Pipeline:
             # Anew each time: the fingerprints of steps hold what the splits turned out to be.
             task = next(task for task in self.tasks() if task.name == name)
             stale = task.name in again or not again.isdisjoint(task.inputs)
-            artifact, cached = self._run_task(engine, task, stale, wanted=name == only)
+            try:
+                artifact, cached = self._run_task(engine, task, stale, wanted=name == only)
+            except Exception as error:
+                if engine.is_main and task.name in self.config.steps:
+                    from align.report import report_failure
+
+                    with suppress(OSError, ValueError):  # the error itself matters more
+                        report_failure(self.folder, task.name, error)
+                raise
             if not cached:
                 again.add(task.name)  # what stands on it is made anew
             if task.name in self.config.steps:

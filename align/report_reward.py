@@ -185,7 +185,7 @@ def _figure(x: str, y: str, paint: Callable[[Any], None]) -> str:
             handletextpad=0.4, columnspacing=1.0, borderaxespad=0,
         )  # fmt: skip
 
-    return svg((3.6, 2.5), draw)
+    return svg((4.2, 2.8), draw)
 
 
 def _reliability(axes: Any, found: Row) -> None:

@@ -28,6 +28,9 @@ HEADLINES: dict[str, tuple[str, ...]] = {
 }
 """Which metrics stand for a step of each kind; evaluate has its win rates."""
 
+GROUND = ("base", "splits", "world")
+"""Folders of a run that hold an artifact and are no step; no step may be called so."""
+
 
 @dataclass(frozen=True)
 class WinRate:
@@ -129,7 +132,7 @@ class StepRecord:
     name: str
     kind: str
     state: str
-    """`done`, `reused` (an earlier run's result), `unfinished` or `not run`."""
+    """`ran`, `cached` (an earlier run's result), `failed`, `unfinished` or `not run`."""
     seconds: float | None
     rows: Row
     """`in`, `out` and `quarantined`; empty when unknown."""
@@ -147,6 +150,10 @@ class StepRecord:
     def headline(self) -> str:
         return headline_metrics(self.kind, self.metrics)
 
+    @property
+    def done(self) -> bool:
+        return bool(self.artifact)
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -158,15 +165,20 @@ class RunRecord:
     seconds: float | None
     started: str
     steps: list[StepRecord]
+    ground: dict[str, Row]
+    """The artifacts of what the steps stand on: `base`, and `data.NAME` of each source."""
     data: dict[str, Row]
+    """The import report of each source."""
     versions: dict[str, str]
+    failure: Row
+    """`step` and `message` of what ended the run; empty unless it failed."""
     notes: list[str]
     """Files that could not be read, in words."""
 
     @property
     def missing(self) -> list[str]:
         """Names of the steps without a result."""
-        return [step.name for step in self.steps if step.state in {"unfinished", "not run"}]
+        return [step.name for step in self.steps if not step.done]
 
 
 def read_run(run_dir: Path) -> RunRecord:
@@ -175,12 +187,17 @@ def read_run(run_dir: Path) -> RunRecord:
     about = _read_object(run_dir / "run.json", run_dir, notes)
     summary = _read_object(run_dir / "summary.json", run_dir, notes)
     config = mapping_or_empty(about.get("config"))
+    failure = mapping_or_empty(about.get("failure"))
     # In the configuration's order; a step that only its folder tells of comes last.
     found = [path.parent.name for path in sorted(run_dir.glob("*/artifact.json"))]
     names = dict.fromkeys(
         [*mapping_or_empty(config.get("steps")), *mapping_or_empty(summary.get("steps")), *found]
     )
-    steps = [_read_step(run_dir, name, config, summary, notes) for name in names]
+    steps = [
+        _read_step(run_dir, name, config, summary, failure, notes)
+        for name in names
+        if name not in GROUND
+    ]
     seconds = summary.get("seconds")
     data = {
         path.parent.name: _read_object(path, run_dir, notes)
@@ -199,30 +216,44 @@ def read_run(run_dir: Path) -> RunRecord:
         seconds=seconds if is_number(seconds) else None,
         started=_started(steps, run_dir),
         steps=steps,
+        ground=_read_ground(run_dir, notes),
         data=data,
         versions=versions,
+        failure=failure,
         notes=notes,
     )
 
 
-def _read_step(run_dir: Path, name: str, config: Row, summary: Row, notes: list[str]) -> StepRecord:
+def _read_ground(run_dir: Path, notes: list[str]) -> dict[str, Row]:
+    folders = {f"data.{path.parent.name}": path for path in run_dir.glob("data/*/artifact.json")}
+    folders["base"] = run_dir / "base" / "artifact.json"
+    found = {name: _read_object(folders[name], run_dir, notes) for name in sorted(folders)}
+    return {name: artifact for name, artifact in found.items() if artifact}
+
+
+def _read_step(
+    run_dir: Path, name: str, config: Row, summary: Row, failure: Row, notes: list[str]
+) -> StepRecord:
     folder = run_dir / name
     artifact = _read_object(folder / "artifact.json", run_dir, notes)
     settings = mapping_or_empty(mapping_or_empty(config.get("steps")).get(name))
     result = mapping_or_empty(mapping_or_empty(summary.get("steps")).get(name))
     history = rewind(_read_lines(folder / "metrics.jsonl", run_dir, notes))
     if artifact:
-        state = "reused" if result.get("cached") else "done"
+        state = "cached" if result.get("cached") else "ran"
+    elif failure.get("step") == name:
+        state = "failed"
     else:
         state = "unfinished" if folder.is_dir() else "not run"
-    seconds = artifact.get("seconds", result.get("seconds"))
+    # Of a step without an artifact the summary tells what an earlier run made of it: no result.
+    seconds = artifact.get("seconds")
     return StepRecord(
         name=name,
         kind=str(artifact.get("kind") or result.get("kind") or settings.get("kind") or "unknown"),
         state=state,
         seconds=seconds if is_number(seconds) else None,
-        rows=mapping_or_empty(artifact.get("rows") or result.get("rows")),
-        metrics=finite_numbers(artifact.get("metrics") or result.get("metrics")),
+        rows=mapping_or_empty(artifact.get("rows")),
+        metrics=finite_numbers(artifact.get("metrics")),
         history=history,
         samples=_read_lines(folder / "samples.jsonl", run_dir, notes),
         findings=_read_findings(folder, run_dir, notes),

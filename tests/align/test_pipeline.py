@@ -18,6 +18,7 @@ import pytest
 
 from align.config import Config, ConfigError, build_config
 from align.pipeline import Pipeline, StepError
+from align.tasks import clusters_of
 
 TRAIN = {"max_steps": 3, "train_batch_size": 8, "learning_rate": 1e-3, "max_length": 96}
 
@@ -386,8 +387,8 @@ def test_near_duplicates_of_two_sources_are_on_one_side(tmp_path: Path):
     del settings["world"]
     Pipeline(build_config(settings)).run()
     clusters = json.loads((tmp_path / "run" / "splits" / "clusters.json").read_text())
-    assert Pipeline(build_config(settings))._clusters() == clusters
-    assert Pipeline(build_config({**settings, "near_duplicates": None}))._clusters() == {}
+    assert clusters_of(build_config(settings)) == clusters
+    assert clusters_of(build_config({**settings, "near_duplicates": None})) == {}
     assert len(clusters) == 2 and len(set(clusters.values())) == 1
     from preference_data.near_duplicates import Clusters
     from preference_data.records import Prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import math
 from html.parser import HTMLParser
@@ -10,10 +11,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
-from align.report import counts, disagreements, first_and_last, side_by_side, write_report
+from align.report import (
+    counts,
+    disagreements,
+    judge_table,
+    policy_table,
+    report_failure,
+    write_report,
+)
+from align.report_samples import first_and_last, side_by_side
 from align.summary import (
     WinRate,
     duration,
@@ -24,166 +32,23 @@ from align.summary import (
     short,
     win_rates,
 )
-from preference_data.records import Judgement, Prompt, Response
-from reward_models.annotator_agreement import annotator_agreement
-from reward_models.report_card import Judged
-from reward_models.report_card import report_card as make_card
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> & so on"
 
 
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _load() -> Any:
+    path = Path(__file__).parents[1] / "run_folders.py"
+    spec = importlib.util.spec_from_file_location("run_folders", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def write_object(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-EVALUATION = {
-    "evaluate/gold/win_rate/ppo_vs_sft": 0.91,
-    "evaluate/gold/win_rate/ppo_vs_sft_low": 0.88,
-    "evaluate/gold/win_rate/ppo_vs_sft_high": 0.94,
-    "evaluate/reward/win_rate/dpo_vs_sft": 0.52,
-    "evaluate/reward/win_rate/dpo_vs_sft_low": 0.45,
-    "evaluate/reward/win_rate/dpo_vs_sft_high": 0.59,
-    "evaluate/reward/win_rate/ppo_vs_sft": 0.31,
-    "evaluate/reward/win_rate/ppo_vs_sft_low": 0.25,
-    "evaluate/reward/win_rate/ppo_vs_sft_high": 0.37,
-    "evaluate/gold/score/sft": 0.12,
-    "evaluate/gold/score/ppo": 1.48,
-    "evaluate/kl/ppo": 7.31,
-    "evaluate/length/sft": 18.2,
-    "evaluate/length/ppo": 22.9,
-    "evaluate/eos_rate/ppo": 0.995,
-}
-
-
-def make_run(folder: Path, prompt: str = "Tell me about rivers.") -> Path:
-    """A finished run of five steps, in the form that the pipeline writes it."""
-    steps = {
-        "sft": ("sft", {"train/loss": 1.83}, 40.2),
-        "reward": ("reward", {"reward/accuracy": 0.86, "reward/ece": 0.031}, 61.0),
-        "dpo": ("dpo", {"dpo/accuracy": 0.71, "dpo/margin": 0.42}, 75.0),
-        "ppo": ("ppo", {"objective/kl": 7.3, "objective/score": 2.1}, 312.4),
-        "evaluate": ("evaluate", EVALUATION, 22.0),
-    }
-    settings: dict[str, Any] = {name: {"kind": kind} for name, (kind, _, _) in steps.items()}
-    settings["evaluate"]["baseline"] = "sft"
-    write_object(
-        folder / "run.json",
-        {
-            "name": "rivers",
-            "command": "align run configs/rivers.yaml seed=3",
-            "config": {"name": "rivers", "seed": 3, "steps": settings},
-        },
-    )
-    rows = {"in": 1010, "out": 1000, "quarantined": 10}
-    results = {}
-    for name, (kind, metrics, seconds) in steps.items():
-        record = {"name": name, "kind": kind, "seconds": seconds, "rows": rows, "metrics": metrics}
-        versions = {"torch": "2.13.0", "transformers": "5.23.0"}
-        write_object(folder / name / "artifact.json", record | {"format": 1, "versions": versions})
-        results[name] = record | {"cached": name == "sft"}
-    write_object(folder / "summary.json", {"name": "rivers", "seconds": 512.0, "steps": results})
-    write_histories(folder)
-    write_samples(folder, prompt)
-    write_object(
-        folder / "data" / "labels" / "import.json",
-        {
-            "rows_in": 2431,
-            "rows_out": 2400,
-            "rows_quarantined": 31,
-            "by_reason": {"empty answer": 20, "same answers": 11},
-            "by_label": {"A": 1201, "B": 1100, "tie": 99},
-            "by_annotator": {f"annotator-{i}": 100 + i for i in range(20)},
-            "source": "labels.csv",
-            "format": "pairs",
-            "notes": ["31 rows name no annotator."],
-        },
-    )
-    return folder
-
-
-def write_histories(folder: Path) -> None:
-    def log(name: str, count: int, metrics: Any) -> None:
-        start = 1_790_000_000.0
-        lines = [{"step": i, "time": start + i, **metrics(i / count)} for i in range(1, count + 1)]
-        write_lines(folder / name / "metrics.jsonl", lines)
-
-    log("sft", 40, lambda x: {"train/loss": 1.8 + 2 * math.exp(-4 * x), "train/grad_norm": 1.0})
-    log("reward", 40, lambda x: {"train/loss": 0.7 - 0.3 * x, "reward/accuracy": 0.5 + 0.36 * x})
-    log(
-        "dpo",
-        40,
-        lambda x: {
-            "train/loss": 0.69 - 0.2 * x,
-            "dpo/margin": x,
-            "dpo/chosen_reward": 0.2 * x,
-            "dpo/rejected_reward": -0.8 * x,
-        },
-    )
-    log(
-        "ppo",
-        100,
-        lambda x: {
-            "objective/score": 2.1 * x + 0.2 * math.sin(40 * x),
-            "objective/reward": 1.7 * x,
-            "objective/kl": 7.3 * x,
-            "objective/entropy": 2 - x,
-            "response/length": 18 + 5 * x,
-            "response/eos_rate": 0.9 + 0.09 * x,
-            "response/distinct_2": 0.8 - 0.2 * x,
-            "policy/clip_fraction": 0.12 - 0.03 * x,
-            "value/clip_fraction": 0.05,
-            "value/explained_variance": None,
-            "policy/approx_kl": 0.01,
-        },
-    )
-
-
-def write_samples(folder: Path, prompt: str) -> None:
-    answers = []
-    for i in range(20):
-        gain = (i - 4) / 10  # -0.4 … 1.5: four lower, one equal, fifteen higher
-        text = f"{prompt} ({i})"
-        answers += [
-            {"prompt": text, "policy": "ppo", "completion": f"after {i}", "gold": gain},
-            {"prompt": text, "policy": "sft", "completion": f"before {i}", "gold": 0.0},
-        ]
-    write_lines(folder / "evaluate" / "samples.jsonl", answers)
-    pair = {"chosen": "It flows.", "rejected": "No.", "chosen_score": -1.5, "rejected_score": 2.25}
-    write_lines(folder / "reward" / "samples.jsonl", [{"prompt": prompt, **pair}])
-    write_object(folder / "reward" / "report_card.json", report_card())
-    sample = {"prompt": prompt, "completion": "Water.", "score": 1.0, "kl": 2.0, "length": 3}
-    write_lines(folder / "ppo" / "samples.jsonl", [{"step": s, **sample} for s in (1, 50, 100)])
-
-
-def report_card(who: str = "ann") -> dict[str, Any]:
-    """The card of 4 pairs: margins 1, 2, -1, 3, one tie, and votes on the first by two people."""
-    judged = Judged(
-        scores=np.array([1.0, 0, 2, 0, -1, 0, 3, 0]),
-        lengths=np.array([9.0, 3, 4, 8, 5, 5, 6, 1]),
-        prompts=np.repeat(np.arange(4), 2),
-        better=np.arange(0, 8, 2),
-        worse=np.arange(1, 8, 2),
-        weights=np.ones(4),
-        labels=np.ones(4),
-        ties=np.array([[0, 2]]),
-        groups={},
-    )
-    prompt, one, other = Prompt.from_text("p"), Response.from_text("a"), Response.from_text("b")
-    votes = [Judgement(prompt, (one, other), (1, 2), name) for name in (who, "bob")]
-    scores = {(prompt.id, one.id): 1.0, (prompt.id, other.id): 0.0}
-    return {
-        "side": "held-out",
-        **make_card(judged, judged, seed=0),
-        "annotators": annotator_agreement(votes, scores, seed=0),
-        "overfit_check": {"pairs": 64, "steps": 200, "accuracy": 0.75},
-    }
+run_folders = _load()
+HOSTILE, make_run = run_folders.HOSTILE, run_folders.make_run
+write_lines, write_object = run_folders.write_lines, run_folders.write_object
+report_card = run_folders.report_card
 
 
 class Page(HTMLParser):
@@ -264,8 +129,8 @@ def svg_words(uri: str) -> set[str]:
 def test_pipeline_table_tells_time_rows_and_what_was_reused(page: Page):
     assert "took 8 min 32 s" in page.text
     assert "Started 21 September 2026, 14:13 UTC" in page.text  # 1 790 000 001
-    assert "sft sft reused 40 s 1,000 (10 quarantined) loss 1.8" in page.text
-    assert "ppo ppo done 5 min 12 s 1,000 (10 quarantined) kl 7.3, score 2.1" in page.text
+    assert "sft sft cached 40 s 1,000 (10 quarantined) loss 1.8 base, data.labels" in page.text
+    assert "ppo ppo ran 5 min 12 s 1,000 (10 quarantined) kl 7.3, score 2.1" in page.text
 
 
 def test_curves_show_first_and_last_value_and_name_their_lines(page: Page):
@@ -354,6 +219,26 @@ def test_text_from_data_is_escaped(tmp_path: Path):
     assert page.text.count("<script>alert(1)</script>") == 12 + 1 + 2 + 1 + 1 + 1
 
 
+def test_names_are_escaped_too(tmp_path: Path):
+    """Of the run, a data folder and a step; and what the configuration and the command say."""
+    name = '"><img src=x onerror=alert(3)>'
+    folder = make_run(tmp_path)
+    (folder / "data/labels").rename(folder / "data" / name)
+    (folder / "sft").rename(folder / name)
+    record = json.loads((folder / "run.json").read_text())
+    steps = {name if step == "sft" else step: s for step, s in record["config"]["steps"].items()}
+    config = {**record["config"], "steps": steps, "data": {name: {"path": HOSTILE}}}
+    write_object(folder / "run.json", {"name": HOSTILE, "command": HOSTILE, "config": config})
+    page = Page(write_report(folder))
+    assert not {"script", "link"} & {tag for tag, _ in page.tags}
+    assert all("onerror" not in attributes for _, attributes in page.tags)
+    assert all(str(attributes["src"]).startswith("data:") for tag, attributes in page.tags
+               if tag == "img")  # fmt: skip
+    # Title, heading, command, the path in the configuration; the names, among others, in the graph.
+    assert page.text.count("<script>alert(1)</script>") == 4
+    assert page.text.count(name) > 6
+
+
 def test_same_folder_gives_the_same_bytes_and_no_global_style(tmp_path: Path):
     import matplotlib
 
@@ -379,6 +264,33 @@ def test_unfinished_run_says_what_is_missing(tmp_path: Path):
     assert "This run is not finished: no result yet from ppo, evaluate." in page.text
     assert "ppo ppo unfinished" in page.text and "evaluate evaluate not run" in page.text
     assert "KL to the reference: 0.073 → 7.3" in page.images()
+
+
+def test_a_run_that_failed_says_where_and_why(tmp_path: Path):
+    folder = make_run(tmp_path)
+    (folder / "ppo/artifact.json").unlink()
+    report_failure(folder, "ppo", RuntimeError(f"step ppo failed: {HOSTILE}"))
+    page = Page(folder / "report.html")
+    assert f"This run failed in ppo: {HOSTILE}" in page.text
+    assert "ppo ppo failed" in page.text
+    assert "no result yet from ppo." in page.text
+    assert json.loads((folder / "run.json").read_text())["command"].startswith("align run")
+    assert "ppo, failed" in page.source  # in the drawing, too
+
+
+def test_a_step_that_was_done_since_did_not_fail(tmp_path: Path):
+    folder = make_run(tmp_path)
+    report_failure(folder, "ppo", RuntimeError("step ppo failed"))
+    assert "failed" not in Page(folder / "report.html").text
+
+
+def test_what_an_earlier_run_made_of_a_step_is_no_result(tmp_path: Path):
+    """The summary still tells the win rates of an evaluation whose artifact is gone."""
+    folder = make_run(tmp_path)
+    (folder / "evaluate/artifact.json").unlink()
+    page = Page(write_report(folder))
+    assert "No evaluation has a result yet" in page.text
+    assert "gold prefers" not in page.text
 
 
 def test_broken_files_are_named_and_the_rest_is_shown(tmp_path: Path):
@@ -443,6 +355,24 @@ def test_side_by_side_averages_several_policies(tmp_path: Path):
     assert compared.groups[0][1][0].gain == pytest.approx(0.2)
 
 
+def test_an_evaluation_tells_policies_and_judges_apart(tmp_path: Path):
+    """`accuracy` is no policy, and a policy may be called `reward`."""
+    metrics = {
+        "evaluate/gold/score/reward": 1.5, "evaluate/kl/reward": 4.0, "evaluate/kl/sft": 0.0,
+        "evaluate/rm/accuracy": 0.8, "evaluate/rm/accuracy_low": 0.7,
+        "evaluate/rm/accuracy_high": 0.9, "evaluate/rm/gold_correlation": 0.5,
+        "evaluate/gold/win_rate/reward_vs_sft": 0.6,
+    }  # fmt: skip
+    write_object(tmp_path / "evaluate/artifact.json", {"kind": "evaluate", "metrics": metrics})
+    step = read_run(tmp_path).steps[0]
+    assert policy_table(step) == (
+        ["kl", "gold score"], {"sft": {"kl": 0.0}, "reward": {"gold score": 1.5, "kl": 4.0}},
+    )  # fmt: skip
+    assert judge_table(step) == [
+        ("rm", "accuracy", "0.8 [0.7, 0.9]"), ("rm", "gold correlation", "0.5"),
+    ]  # fmt: skip
+
+
 def test_counts_lose_nothing():
     found = counts({str(i): i for i in range(1, 21)}, limit=5)
     assert [name for name, _, _ in found] == ["20", "19", "18", "17", "16 others"]
@@ -465,15 +395,17 @@ def test_steps_are_found_without_a_configuration(tmp_path: Path):
     (folder / "run.json").unlink()
     (folder / "summary.json").unlink()
     assert {step.name: step.state for step in read_run(folder).steps} == dict.fromkeys(
-        ["sft", "reward", "dpo", "ppo", "evaluate"], "done"
+        ["sft", "reward", "dpo", "ppo", "evaluate"], "ran"
     )
 
 
 def test_first_and_last_samples_are_not_picked():
     rows = [{"step": s, "i": i} for s in (1, 2, 9) for i in range(4)]
-    assert [(r["step"], r["i"]) for r in first_and_last(rows, each=2)] == [
-        (1, 0), (1, 1), (9, 0), (9, 1),
+    found = first_and_last(rows, each=2)
+    assert [(end, [row["i"] for row in shown]) for end, shown in found] == [
+        (1, [0, 1]), (9, [0, 1]),
     ]  # fmt: skip
+    assert first_and_last([{"i": 1}]) == [(None, [{"i": 1}])] and first_and_last([]) == []
 
 
 def test_headlines():
@@ -481,7 +413,9 @@ def test_headlines():
         "kl 7.3, score 2.1"
     )
     assert headline_metrics("reward", {"reward/accuracy": 0.861}) == "accuracy 0.86"
-    assert headline_metrics("evaluate", EVALUATION).startswith("gold ppo_vs_sft 0.91 [0.88, 0.94];")
+    assert headline_metrics("evaluate", run_folders.EVALUATION).startswith(
+        "gold ppo_vs_sft 0.91 [0.88, 0.94];"
+    )
     assert headline_metrics("export", {"tensors": 3}) == ""
 
 
