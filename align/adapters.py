@@ -56,11 +56,11 @@ class Pinned(nn.Module):
     def __init__(self, head: Any):
         super().__init__()
         self.out_features = head.weight.shape[0]
-        self._head, self._same = head, as_now(head)
+        self.inner, self._same = head, as_now(head)
 
     def forward(self, hidden: Tensor) -> Tensor:
         with self._same:
-            return self._head(hidden)
+            return self.inner(hidden)
 
 
 # --- layers that are computed again ---------------------------------------------------------------

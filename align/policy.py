@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from align.config import ConfigError
 from align.kv_cache import roomy_cache
-from align.tensors import sample_inverse_cdf
+from align.progress import tracked
+from align.logits import sample_inverse_cdf
 from preference_data.records import Message, Prompt
 from preference_data.rendering import Renderer
+from reward_models.folders import find_base, weights_folder
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch when less than this share of it is still running."""
@@ -48,15 +50,17 @@ def respond(
     draws: Tensor,
     renderer: Renderer,
     temperature: float,
+    heard: Callable[[Tensor], object] | None = None,
 ) -> list[Response]:
     """Samples a response to each prompt with its row of `draws` [B, max_new_tokens].
 
     Sampling is from softmax(logits / temperature) and nothing else: what is recorded is what was
     sampled from. A prompt that several responses share is computed once, and the key-value cache
-    keeps only rows that still run.
+    keeps only rows that still run. `heard` is given every step's tokens [B], NONE where a response
+    has ended, as soon as they are drawn.
     """
     with _any_length(model):
-        return _respond(model, prompts, draws, renderer, temperature)
+        return _respond(model, prompts, draws, renderer, temperature, heard)
 
 
 def check_positions(
@@ -91,6 +95,7 @@ def _respond(
     draws: Tensor,
     renderer: Renderer,
     temperature: float,
+    heard: Callable[[Tensor], object] | None,
 ) -> list[Response]:
     device, rows = model.device, len(prompts)
     eos = renderer.tokenizer.eos_token_id
@@ -103,7 +108,7 @@ def _respond(
     running = torch.arange(rows, device=device)  # which response each row of the batch is
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     cache: Any = roomy_cache(model, ids.shape[1] + draws.shape[1])
-    for t in range(draws.shape[1]):
+    for t in tracked(range(draws.shape[1]), "sampling", "tokens"):
         output = model(
             input_ids=ids,
             attention_mask=mask,
@@ -120,6 +125,8 @@ def _respond(
         sample = sample_inverse_cdf(logits, draws[running, t], temperature)
         tokens[running, t] = sample.tokens.where(alive, NONE)
         logprobs[running, t] = sample.logprobs.where(alive, 0.0)
+        if heard is not None:
+            heard(tokens[:, t])
         alive &= sample.tokens != eos
         left = int(alive.sum())
         if not left:
@@ -173,25 +180,35 @@ class Chat:
 def load_for_chat(
     path: str | Path, max_new_tokens: int = 128, temperature: float = 0.7, base: str | None = None
 ) -> Chat:
+    """Loads a policy step's folder as `load_policy` does, to talk to it."""
+    model, renderer = load_policy(path, base)
+    return Chat(model, renderer, max_new_tokens, temperature)
+
+
+def load_policy(
+    path: str | Path, base: str | None = None, device: str | None = None
+) -> tuple[Any, Renderer]:
     """Loads a policy step's folder (or its `adapter/` or `model/`) with transformers and peft.
 
-    Raises FileNotFoundError if the folder holds no policy.
+    On a CPU in float32, on a GPU in the numbers that the base was saved in. `base` replaces the
+    base model that the adapter names. Raises FileNotFoundError if the folder holds no policy, or
+    its base is gone.
     """
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = Path(path)
-    for part in ("adapter", "model"):
-        if (folder / part).is_dir():
-            folder = folder / part
+    folder = weights_folder(Path(path))
+    device = device or "cpu"
+    dtype = torch.float32 if device == "cpu" else "auto"
     if (folder / "adapter_config.json").is_file():
-        base = base or str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        named = base or str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+        found = base or find_base(named, [folder.absolute().parents[1]])
+        if found is None:
+            raise FileNotFoundError(f"{named}, the base under {path}, is not there.")
+        model: Any = AutoModelForCausalLM.from_pretrained(found, dtype=dtype)
         model = PeftModel.from_pretrained(model, str(folder)).get_base_model()
     elif (folder / "config.json").is_file():
-        model = AutoModelForCausalLM.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     else:
         raise FileNotFoundError(f"{path} holds neither an adapter nor a model.")
-    return Chat(
-        model.eval(), Renderer(AutoTokenizer.from_pretrained(folder)), max_new_tokens, temperature
-    )
+    return model.to(device).eval(), Renderer(AutoTokenizer.from_pretrained(folder))

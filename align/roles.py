@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from align.adapters import Active, Pinned, adapted, checkpointing
 from align.config import Lora
 from align.folded import fold
-from align.tensors import TokenLogprobs, token_logprobs
+from align.logits import Entropy, TokenLogprobs, token_logprobs
 from preference_data.attention import hidden_states
-from preference_data.batches import PackedBatch
+from preference_data.batches import Group, PackedBatch, pack
 from preference_data.rendering import Renderer
 from reward_models.scalar_head import ADAPTER_FILE, HEAD_KEY, ScalarHead, Scoring, load_head
 
@@ -200,21 +200,22 @@ class Roles(nn.Module):
         with self.active(role) as model, checkpointing(model):
             return hidden_states(model, batch)
 
-    def logprobs(self, role: str, batch: PackedBatch, temperature: float = 1.0) -> TokenLogprobs:
-        """[N] log-probability and entropy of every completion token."""
-        return self._logprobs(role, self._predictors(role, batch), batch, temperature)
+    def logprobs(
+        self, role: str, batch: PackedBatch, temperature: float = 1.0, entropy: Entropy = "none"
+    ) -> TokenLogprobs:
+        """[N] log-probability of every completion token, and its entropy if asked for."""
+        return self._logprobs(role, self._predictors(role, batch), batch, temperature, entropy)
 
     def _predictors(self, role: str, batch: PackedBatch) -> Tensor:
         """[N, D] hidden states before every completion token."""
         return self.hidden(role, batch).flatten(0, 1).index_select(0, batch.predict_at)
 
     def _logprobs(
-        self, role: str, hidden: Tensor, batch: PackedBatch, temperature: float,
-        entropy_gradient: bool = False,
+        self, role: str, hidden: Tensor, batch: PackedBatch, temperature: float, entropy: Entropy
     ) -> TokenLogprobs:  # fmt: skip
         with self.active(role) as model:
             head = Pinned(model.get_output_embeddings())
-            return token_logprobs(hidden, head, batch.targets, temperature, entropy_gradient)
+            return token_logprobs(hidden, head, batch.targets, temperature, entropy)
 
     def scores(self, role: str, batch: PackedBatch) -> Tensor:
         """[B] the role's head at the last token of every sequence; the mean of its members'."""
@@ -246,7 +247,9 @@ class Roles(nn.Module):
         `value_alone` it sends no gradient into it. Without `own_values` a value that takes a
         forward of its own is left out."""
         hidden = self._predictors(role, batch)
-        logprobs, entropy = self._logprobs(role, hidden, batch, temperature, entropy_gradient)
+        wanted: Entropy = "gradient" if entropy_gradient else "value"
+        logprobs, entropy = self._logprobs(role, hidden, batch, temperature, wanted)
+        assert entropy is not None
         values = None
         if self.has("value") and self._roles["value"].trunk == role:
             values = self.head("value")(hidden.detach() if value_alone else hidden)
@@ -261,8 +264,25 @@ class Roles(nn.Module):
         return head
 
     def nothing(self, role: str, batch: None = None) -> Tensor:
-        """0 with a gradient of 0 for the role: what a rank without rows adds to a step."""
+        """0 with a gradient of 0 for the role: what a loss that does not need it adds to a step."""
         return torch.stack([(p * 0.0).sum() for p in self.parameters_of(role)]).sum()
+
+    def idle(self, role: str, batch: None = None) -> Tensor:
+        """0 with a gradient of 0 for the role, from a pass over one token: what a rank without
+        rows adds to a step.
+
+        Sharded gradients are summed in the order in which the backward pass comes by, some at a
+        time, and sharded weights are gathered on the way: every rank must come the same way.
+        """
+        some = pack([Group((0,), ((0,),))]).to(self.model.device)
+        head = self._roles[role].head
+        if head is None:
+            logprobs, _, values = self.policy_and_values(role, some, 1.0, own_values=False)
+            found = logprobs if values is None else logprobs + values
+        else:
+            found = self.scores(role, some)
+        nothing = (0.0 * found).sum()
+        return nothing if head is None or head.tie is None else nothing + (0.0 * head.tie).sum()
 
     def forward(self, what: str, role: str, batch: Any, **settings: Any) -> Any:
         """`self.WHAT(role, batch)`: the way in for wrappers, which know no other method."""

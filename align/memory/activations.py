@@ -26,12 +26,14 @@ from align.config import Lora
 from align.memory.architecture import Architecture
 
 LOGITS_AT_ONCE = 1 << 25
-"""Logits of a block, as in `align.tensors`."""
-LOGITS_BACKWARD = 5
-"""Float32 copies of a block of logits at the peak of its backward pass: the scaled ones, the
-gradient of those that were chosen, and three steps of the softmax's."""
-LOGITS_FORWARD = 3
-"""The same without a gradient."""
+"""Logits of a block, as in `align.logits`."""
+ROWS_AT_ONCE = 256
+"""Tokens of a block on a CPU, as there."""
+LOGITS_COPIES = 2
+"""Float32 copies of a block of logits: themselves, and the exponentials of their sum (forward) or
+what the entropy adds to their gradient (backward)."""
+SAMPLING_COPIES = 5
+"""The same of the logits that tokens are drawn from."""
 FUSED_TOKENS, FUSED_WORDS = 4096, 32768
 """Of a tile of logits in trl's fused head (trl/kernels/chunked_logprob.py); as wide for fewer
 words, too."""
@@ -76,7 +78,7 @@ class Activations:
         entries = self.base.hidden_size * self.size * layers if self.checkpointing else 0.0
         all_layers = (entries if self.checkpointing else kept * layers) * batch.tokens
         last_layer = kept * batch.tokens if self.checkpointing else 0.0
-        head = self._logits(batch.predicted, LOGITS_BACKWARD) + self._fused_head(batch)
+        head = self._logits(batch.predicted) + self._fused_head(batch)
         return held + all_layers + max(head, last_layer + self._working(batch.tokens))
 
     def forward(self, batch: Pass) -> float:
@@ -84,7 +86,7 @@ class Activations:
         base = self.base
         masks = batch.row * (1 + 1 + self.size)
         layer = (3 * base.intermediate_size + 2 * base.hidden_size) * self.size
-        head = self._logits(batch.predicted, LOGITS_FORWARD)
+        head = self._logits(batch.predicted)
         return batch.tokens * masks + max(batch.tokens * layer, head + self._hidden(batch))
 
     def _around(self, batch: Pass) -> float:
@@ -145,9 +147,10 @@ class Activations:
         base = self.base
         return tokens * (base.intermediate_size + 2 * base.hidden_size) * self.size
 
-    def _logits(self, predicted: float, copies: int) -> float:
+    def _logits(self, predicted: float) -> float:
         block = max(1, LOGITS_AT_ONCE // self.base.vocab_size)
-        return min(predicted, block) * self.base.vocab_size * 4 * copies
+        rows = min(predicted, block if self.triton else min(block, ROWS_AT_ONCE))
+        return rows * self.base.vocab_size * 4 * LOGITS_COPIES
 
     def _fused_head(self, batch: Pass) -> float:
         if not batch.fused_head:
@@ -167,7 +170,7 @@ class Activations:
     def sampling(self, rows: float, distinct: float, prompt: float, length: float) -> float:
         """At the peak of sampling, above weights and cache: the prompts' pass, or a token's."""
         prompts = self.forward(Pass(distinct * prompt, prompt))
-        logits = rows * self.base.vocab_size * 4 * LOGITS_BACKWARD
+        logits = rows * self.base.vocab_size * 4 * SAMPLING_COPIES
         repeated = self.base.num_key_value_heads < self.base.num_attention_heads
         keys = 2 * rows * length * self.base.query_size * self.size if repeated else 0.0
         return max(prompts, logits + keys)

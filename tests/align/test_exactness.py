@@ -243,7 +243,7 @@ def test_blocks_of_logits_are_alone(
     """7 positions at a time, their logits made a second time in the backward pass."""
     roles = build(*FAMILIES["llama"], renderer, None)
     theirs = alone(roles, groups)
-    monkeypatch.setattr("align.tensors.LOGITS_AT_ONCE", 7 * VOCABULARY)
+    monkeypatch.setattr("align.logits.LOGITS_AT_ONCE", 7 * VOCABULARY)
     found = deviations(roles, packed(roles, groups, 2000), theirs)
     assert max(found.values()) <= EXACT
 

@@ -21,7 +21,7 @@ from align.config import Base, ConfigError, Lora, build_config
 from align.pipeline import Pipeline
 from align.policy import respond, uniforms
 from align.roles import Roles
-from align.tensors import token_logprobs
+from align.logits import token_logprobs
 from preference_data.attention import hidden_states
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
@@ -222,7 +222,7 @@ def test_logits_are_computed_again_with_their_own_adapter(
     those of one block that is, on or off."""
     found = []
     for on, block in ((True, 5), (False, 5), (False, 100)):
-        monkeypatch.setattr("align.tensors.LOGITS_AT_ONCE", block * VOCABULARY)
+        monkeypatch.setattr("align.logits.LOGITS_AT_ONCE", block * VOCABULARY)
         lora = Lora(r=4, alpha=8, target_modules=("q_proj", "lm_head"))
         roles = build("llama", GROUPED, renderer, lora, on)
         logprobs = roles("logprobs", "policy", BATCH).logprobs

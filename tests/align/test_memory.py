@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from align import base as base_module
-from align import tensors
+from align import logits
 from align.base import load_base
 from align.cli import main
 from align.config import Base, Config, ConfigError, Lora, build_config
@@ -280,8 +280,11 @@ def test_rows_are_laid_out_as_the_packed_batch():
 
 
 def test_sizes_that_light_modules_repeat_are_those_of_the_heavy_ones():
-    assert (activations.LOGITS_AT_ONCE, packing.EVEN_LENGTH, steps.READ_AT_ONCE) == (
-        tensors.LOGITS_AT_ONCE, batches.EVEN_LENGTH, evaluate.TOKENS_PER_FORWARD,
+    assert (activations.LOGITS_AT_ONCE, activations.ROWS_AT_ONCE) == (
+        logits.LOGITS_AT_ONCE, logits.ROWS_AT_ONCE,
+    )  # fmt: skip
+    assert (packing.EVEN_LENGTH, steps.READ_AT_ONCE) == (
+        batches.EVEN_LENGTH, evaluate.TOKENS_PER_FORWARD,
     )  # fmt: skip
 
 

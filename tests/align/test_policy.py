@@ -17,7 +17,7 @@ from align.adapters import merged
 from align.config import ConfigError
 from align.policy import Response, check_positions, load_for_chat, respond, uniforms
 from align.roles import Roles
-from align.tensors import sample_inverse_cdf
+from align.logits import sample_inverse_cdf
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
 

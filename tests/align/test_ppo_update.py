@@ -341,7 +341,7 @@ def test_a_trunk_needs_one_forward(make: Make):
         handle.remove()
         passes[value] = len(seen)
         with torch.no_grad():
-            expected = optimiser.roles.logprobs("policy", batch, 0.7)
+            expected = optimiser.roles.logprobs("policy", batch, 0.7, "value")
             torch.testing.assert_close(logprobs, expected.logprobs, rtol=0, atol=1e-6)
             torch.testing.assert_close(entropy, expected.entropy, rtol=0, atol=1e-6)
             of_role = optimiser.roles.values("value", batch)

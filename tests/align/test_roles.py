@@ -51,7 +51,10 @@ def test_fresh_role_is_the_bare_base_to_the_last_bit(make_roles: MakeRoles, lora
     alone = roles.model(input_ids=BATCH.input_ids[:, :4], use_cache=False).logits
     roles.add("reference")
     roles.add("policy", fresh=True, trainable=True)
-    ours, reference = roles.logprobs("policy", BATCH), roles.logprobs("reference", BATCH)
+    ours, reference = (
+        roles.logprobs(role, BATCH, entropy="value") for role in ("policy", "reference")
+    )
+    assert ours.entropy is not None and reference.entropy is not None
     assert torch.equal(ours.logprobs, reference.logprobs)
     assert torch.equal(ours.entropy, reference.entropy)
     with roles.active("reference") as model:
@@ -202,7 +205,7 @@ def test_temperature_divides_the_logits(make_roles: MakeRoles):
     for temperature in (0.5, 1.0, 2.0):
         logprobs = (logits / temperature).log_softmax(-1)
         expected = torch.stack([logprobs[0, 7], logprobs[1, 8]])
-        ours = roles.logprobs("policy", batch, temperature)
+        ours = roles.logprobs("policy", batch, temperature, "value")
         torch.testing.assert_close(ours.logprobs, expected, rtol=0, atol=1e-5)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         torch.testing.assert_close(ours.entropy, entropy, rtol=0, atol=1e-4)

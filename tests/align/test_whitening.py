@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from align.tensors import centre, masked_mean, rescale, standardize, token_logprobs
+from align.logits import token_logprobs
+from align.tensors import centre, masked_mean, rescale, standardize
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 
@@ -70,13 +71,13 @@ def test_gradient_of_the_entropy_by_hand():
     expected = torch.tensor([[0.1473982, 0.1215096, -0.2689078]])
     for temperature in (1.0, 2.0):
         hidden = (temperature * torch.log(torch.tensor([[1.0, 2.0, 5.0]]))).requires_grad_()
-        found = token_logprobs(hidden, head, targets, temperature, entropy_gradient=True)
+        found = token_logprobs(hidden, head, targets, temperature, entropy="gradient")
         assert found.entropy.item() == pytest.approx(0.9002561, abs=1e-6)
         [gradient] = torch.autograd.grad(found.entropy.sum(), hidden)
         torch.testing.assert_close(gradient, expected / temperature, rtol=0, atol=1e-6)
-    assert not token_logprobs(hidden, head, targets).entropy.requires_grad
+    assert not token_logprobs(hidden, head, targets, entropy="value").entropy.requires_grad
     with torch.no_grad():
-        found = token_logprobs(hidden, head, targets, entropy_gradient=True)
+        found = token_logprobs(hidden, head, targets, entropy="gradient")
     assert not found.entropy.requires_grad
 
 
@@ -88,9 +89,9 @@ def test_gradient_of_the_entropy_is_the_same_in_blocks(monkeypatch: pytest.Monke
     targets = torch.randint(7, (11,), generator=generator)
 
     def gradient() -> Tensor:
-        found = token_logprobs(hidden, head, targets, 0.8, entropy_gradient=True)
+        found = token_logprobs(hidden, head, targets, 0.8, entropy="gradient")
         return torch.autograd.grad((found.entropy + 2 * found.logprobs).sum(), hidden)[0]
 
     whole = gradient()
-    monkeypatch.setattr("align.tensors.LOGITS_AT_ONCE", 3 * 7)
+    monkeypatch.setattr("align.logits.LOGITS_AT_ONCE", 3 * 7)
     torch.testing.assert_close(gradient(), whole, rtol=0, atol=1e-6)

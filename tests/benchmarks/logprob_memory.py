@@ -2,7 +2,7 @@
 
     python tests/benchmarks/logprob_memory.py [--device cuda] [--dtype bfloat16]
 
-`align.tensors.token_logprobs`, which never holds all logits, against log_softmax and gather on
+`align.logits.token_logprobs`, which never holds all logits, against log_softmax and gather on
 materialised ones; by default for 4,096 tokens, hidden states of 896 and Qwen2.5's 151,936 words.
 Each side runs in a process of its own and counts what it holds above its inputs (hidden states, the
 head's weight, targets). The head is frozen, as under LoRA, or trained: then its gradient, as large
@@ -25,7 +25,7 @@ import torch
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """MB above the inputs at the peak, seconds, and the loss of one forward and backward pass."""
     from align.base import DTYPES
-    from align.tensors import token_logprobs
+    from align.logits import token_logprobs
 
     torch.manual_seed(0)
     device, dtype = arguments.device, DTYPES[arguments.dtype]
