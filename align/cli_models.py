@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,9 @@ import typer
 
 from align.cli_options import Debug, check_folder
 from align.config import ConfigError, load_columns
-from align.console import counting, say, warn
+from align.console import say, warn
+from align.hub import Repository
+from align.progress import progress
 
 if TYPE_CHECKING:
     from reward_models import RewardModel
@@ -79,8 +82,8 @@ def _score_table(
     columns = load_columns(mapping) if mapping else None
     table = Table.open(file, output, column, format, columns)
     loaded = _reward_model(model, device)
-    with counting("rows scored") as advance:
-        result = score_table(table, loaded.group_of, loaded.score_groups, advance)
+    with progress("score", table.count(), "rows") as bar:
+        result = score_table(table, loaded.group_of, loaded.score_groups, bar.advance)
     say(scored_in_words(result))
     for sentence in result.warnings:
         warn(sentence)
@@ -171,8 +174,8 @@ def benchmark(
 
     found = read_benchmark(source, layout, limit)
     loaded = _reward_model(model, device)
-    with counting("items scored") as advance:
-        report = run_benchmark(loaded, found, seed=seed, advance=advance)
+    with progress("benchmark", len(found.items), "items") as bar:
+        report = run_benchmark(loaded, found, seed=seed, advance=bar.advance)
     show_benchmark(report)
     if output is not None:
         write_benchmark(report, output)
@@ -223,47 +226,73 @@ def select(
     say(f"{chosen_in_words(selection, plan)}\nTo label: {output / LABELS_FILE}")
 
 
-def chat(
-    policy: Annotated[Path, typer.Argument(help="The folder of a step that trains a policy.")],
-    prompt: Annotated[str | None, typer.Option(help="Answer this and stop.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Talk to a policy. An empty line or Ctrl-D ends it."""
-    check_folder(policy)
-    from align.policy import load_for_chat
-    from align.quiet import quiet_libraries
-
-    quiet_libraries()
-    speaker = load_for_chat(policy)
-    if prompt is not None:
-        print(speaker.reply([{"role": "user", "content": prompt}]))
-        return
-    messages: list[dict[str, str]] = []
-    while text := _ask():
-        messages.append({"role": "user", "content": text})
-        reply = speaker.reply(messages)
-        messages.append({"role": "assistant", "content": reply})
-        print(reply)
-
-
-def _ask() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
-
-
 def export(
-    step: Annotated[Path, typer.Argument(help="The folder of a step that trains a policy.")],
+    step: Annotated[
+        Path, typer.Argument(help="The folder of a step that trains a policy or a reward model.")
+    ],
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     merge: Annotated[
         bool, typer.Option("--merge", help="Also write the base with the adapter folded in.")
     ] = False,
+    license: Annotated[
+        str | None, typer.Option(help="Licence named in the model card, as apache-2.0.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also send it to the hub, privately.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: let everybody see it.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="With --push: the branch, not main.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --push: list the files, without a network.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a policy as a folder to hand on: adapter, optionally merged weights, model card."""
+    """Write a trained model as a folder to hand on, with a model card; or push it to the hub."""
     check_folder(step)
+    if push is not None:
+        _push(step, output, merge, license, Repository(push, public, revision), dry_run)
+        return
+    for option, given in (("public", public), ("revision", revision), ("dry-run", dry_run)):
+        if given:
+            raise ConfigError(f"--{option} has no effect without --push; leave it out.")
     from align.stages.export import export_folder
 
-    export_folder(step, output, merge)
+    export_folder(step, output, merge, license)
     say(f"Exported: {output}")
+
+
+def _push(
+    step: Path, output: Path, merge: bool, license: str | None, repository: Repository,
+    dry_run: bool,
+) -> None:  # fmt: skip
+    """Exports, then sends, or with `dry_run` tells what would be sent."""
+    from align.hub import find_token, no_network, show_progress, size_of
+    from align.hub import push as send
+    from align.stages.export import export_for_hub
+
+    if not dry_run:
+        find_token()  # before the work
+    with no_network() if dry_run else nullcontext():
+        files = export_for_hub(step, output, repository, merge, license)
+    say(f"Exported: {output}")
+    total = sum(map(size_of, files.values()))
+    what = f"{len(files)} files, {total:,} bytes"
+    seen = "public" if repository.public else "private"
+    if dry_run:
+        for name, content in sorted(files.items()):
+            say(f"{size_of(content):>16,}  {name}")
+        say(
+            f"Would go to {repository.name}, branch {repository.branch}: {what}. The repository "
+            f"would be made, {seen}, if it is not there. Nothing was sent."
+        )
+        return
+    show_progress()
+    pushed = send(repository, files, f"{step.resolve().name} of {step.resolve().parent.name}")
+    how = "a new repository" if pushed.created else "which was there, as a new commit"
+    say(f"Pushed: {pushed.url} ({'private' if pushed.private else 'public'}; {how}), {what}.")
+    if pushed.private and repository.public:
+        warn(f"{repository.name} was there and is private; its settings on the hub change that.")

@@ -96,8 +96,25 @@ class Wandb(Section):
     """Project the runs go to."""
     entity: str | None = None
     """Team or user; the key's own by default."""
-    mode: Literal["auto", "offline", "online"] = "auto"
-    """`auto` is online when a key is present, offline otherwise."""
+    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
+    """`auto` is online when a key is present, offline otherwise (or what WANDB_MODE says)."""
+    log_data: bool = False
+    """Send the imported rows with the artifacts of data sources; else only counts and hashes."""
+    log_model: bool = False
+    """Send adapters or weights with the artifacts of steps; else only their fingerprints."""
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        for option in ("log_data", "log_model"):
+            if self.mode == "disabled" and self.sets(option):
+                yield option, "with mode: disabled"
+
+
+class TensorBoard(Section):
+    """TensorBoard's event files."""
+
+    folder: str | None = None
+    """Where the runs of several pipelines lie together, each in NAME/STEP below it; null: in
+    `tensorboard/` of each step's folder."""
 
 
 class Tracking(Section):
@@ -105,6 +122,8 @@ class Tracking(Section):
 
     wandb: Wandb | None = None
     """null = not there."""
+    tensorboard: TensorBoard | None = None
+    """null = not there; `{}` = with its defaults."""
 
 
 class Data(Section):
@@ -132,6 +151,8 @@ class Data(Section):
     """Share of the prompts held out of training, by the hash of the prompt."""
     max_quarantined: Fraction = 0.05
     """Share of unusable rows above which the import fails."""
+    license: str | None = None
+    """Under which terms the rows may be used: an SPDX identifier or words. Model cards say it."""
 
     @property
     def built_in(self) -> bool:

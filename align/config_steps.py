@@ -311,14 +311,14 @@ class Export(Step):
 
     kind: Literal["export"]
     policy: Name
-    """The step whose policy is exported."""
+    """The step whose policy, or reward model, is exported."""
     merge: bool = False
     """Also write the base with the adapter folded in, as safetensors."""
     license: str | None = None
     """Licence named in the model card."""
 
     def steps_used(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        yield "policy", self.policy, ("sft", "dpo", "ppo")
+        yield "policy", self.policy, ("sft", "reward", "dpo", "ppo")
 
     def ineffective(self) -> Iterator[tuple[str, str]]:
         if self.sets("seed"):

@@ -6,14 +6,12 @@ import errno
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +26,9 @@ if TYPE_CHECKING:
 
 USER_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 """Exit codes: the user's mistake, the run's failure, Ctrl-C (128 + SIGINT)."""
+
+NARROW = 60
+"""Columns of a terminal below which a run's steps are lines, not a table."""
 
 
 def console() -> Console:
@@ -70,6 +71,9 @@ def _explained(error: Exception, debug: bool) -> tuple[int, str]:
     step_error = getattr(sys.modules.get("align.pipeline"), "StepError", None)
     if step_error is not None and isinstance(error, step_error):
         return RUN_ERROR, str(error)
+    push_error = getattr(sys.modules.get("align.hub"), "PushError", None)
+    if push_error is not None and isinstance(error, push_error):
+        return RUN_ERROR, str(error)
     more = "" if debug else " Run it again with --debug for the traceback."
     return RUN_ERROR, f"{type(error).__name__}: {str(error).rstrip('.')}.{more}"
 
@@ -81,7 +85,9 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
     """The table of a run's steps with their headline numbers, and where the report is."""
     steps: Mapping[str, Any] = summary["steps"]
     out = console()
-    table = _table("step", "kind", "time", "cached", "rows", "result")
+    held = {name: size_in_words(_held(step["metrics"])) for name, step in steps.items()}
+    measured = ("memory",) if any(held.values()) else ()
+    table = _table("step", "kind", "time", "cached", "rows", *measured, "result")
     for name, step in steps.items():
         _add_row(
             table,
@@ -90,12 +96,15 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
             duration(step["seconds"]),
             "yes" if step["cached"] else "",
             rows_in_words(step["rows"]),
+            *([held[name]] if measured else []),
             headline_metrics(step["kind"], step["metrics"]),
         )
-    out.print(table)
-    for name, step in steps.items():
-        if (held := _held_in_words(step["metrics"])) and not step["cached"]:
-            say(f"{name} held, per device: {held}.")
+    if out.width >= NARROW:
+        out.print(table)
+    else:  # a table would be a column of syllables
+        for name, step in steps.items():
+            facts = duration(step["seconds"]), headline_metrics(step["kind"], step["metrics"])
+            say(f"{name}: {', '.join(filter(None, facts))}")
     for line in read_findings(run_dir):
         say(line)
     if steps and all(step["cached"] for step in steps.values()):
@@ -105,18 +114,10 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
         say(f"Report: {run_dir / 'report.html'}")
 
 
-def _held_in_words(metrics: Mapping[str, float]) -> str:
-    """`12.0 MiB of parameters, …` of what was measured in a step; nothing where nothing was."""
-    named = {
-        name.removeprefix("memory/"): size_in_words(size)
-        for name, size in metrics.items()
-        if name.startswith("memory/")
-    }
-    return ", ".join(
-        f"{size} at the peak" if what == "peak" else f"{size} of {what}"
-        for what, size in named.items()
-        if size
-    )
+def _held(metrics: Mapping[str, float]) -> float:
+    """Bytes on a device: at the peak, where that was measured, or of all that was; 0 for none."""
+    sizes = {name: size for name, size in metrics.items() if name.startswith("memory/")}
+    return sizes.get("memory/peak", sum(sizes.values()))
 
 
 def show_plan(steps: Iterable[Mapping[str, Any]]) -> None:
@@ -291,19 +292,6 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-@contextmanager
-def counting(what: str) -> Iterator[Callable[[int], None]]:
-    """A function to be told how many more are done; a terminal shows the sum while it grows."""
-    shown = Console(stderr=True)
-    if not shown.is_terminal:
-        yield lambda more: None
-        return
-    columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} " + what), TimeElapsedColumn()
-    with Progress(*columns, console=shown, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda more: progress.advance(task, more)
-
-
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -314,6 +302,6 @@ def _read(path: Path) -> Any:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        right = column in {"time", "rows"} and columns[0] in {"step"}
+        right = column in {"time", "rows", "memory"} and columns[0] in {"step"}
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table

@@ -1,11 +1,14 @@
-"""The card of an exported policy, written from what its run recorded and from nothing else.
+"""The card of an exported model, written from what its run recorded and from nothing else.
 
-Only records that belong to the policy are told: each names the fingerprints of what it was made
-from, so a step that was run again since, or an evaluation of an older policy, is left out.
+Only records that belong to the model are told: each names the fingerprints of what it was made
+from, so a step that was run again since, or an evaluation of an older policy, is left out. What the
+records do not say is left out, too.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,8 @@ from pydantic import TypeAdapter
 from align.artifacts import Artifact
 from align.config import Base
 from align.config_rewards import AnyReward, label_of, leaves
+from align.front_matter import Evaluation, front_matter
+from align.hub import Repository
 from align.summary import (
     RunRecord,
     StepRecord,
@@ -25,14 +30,17 @@ from align.summary import (
     number,
     win_rates,
 )
+from reward_models.folders import PARTS as WEIGHTS
+from reward_models.folders import SCORING_FILE, member_folders
+from reward_models.scalar_head import Scoring
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What the policy was made from."""
+    """What the model was made from."""
 
     steps: list[StepRecord]
-    """In the run's order, the policy last."""
+    """In the run's order, the model's own last."""
     sources: dict[str, Mapping[str, Any]]
     """The import report of each data source."""
     lost: list[str]
@@ -40,21 +48,30 @@ class Lineage:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation step says about the policy."""
+class Loading:
+    """What `from_pretrained` is given, as Python."""
 
-    name: str
-    settings: Mapping[str, Any]
-    prompts: Any
-    rates: list[WinRate]
-    """With the policy on either side."""
-    facts: dict[str, float]
+    folder: str
+    """For `RewardModel.from_pretrained`"""
+    weights: str
+    tokenizer: str
+    base: str | None
+    """Under an adapter; None for whole weights"""
 
 
 def model_card(
-    policy: Artifact, run: RunRecord, base: Base, folder: Path, license: str | None
+    made: Artifact,
+    run: RunRecord,
+    base: Base,
+    folder: Path,
+    license: str | None,
+    repository: Repository | None = None,
 ) -> str:
-    """The card in Markdown, with front matter that the hub reads; `folder` is the export."""
+    """The card in Markdown, with front matter that the hub reads.
+
+    `folder` is the export, and the card's code loads it from there; with `repository`, it loads
+    what was pushed to that. `base` is what an adapter stands on.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -65,31 +82,95 @@ def model_card(
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, cell=cell, basename=lambda path: Path(path).name)
-    lineage = trace(policy, run)
-    own = mapping_or_empty(mapping_or_empty(run.config.get("steps")).get(policy.name))
+    lineage = trace(made, run)
+    own = mapping_or_empty(mapping_or_empty(run.config.get("steps")).get(made.name))
+    data = {name: mapping_or_empty(one) for name, one in _section(run, "data").items()}
+    weights = folder / _weights_of(folder)
+    is_local = Path(base.model).is_dir() or base.model.startswith("builtin:")
+    pushed_whole = repository is not None and is_local and (folder / "merged").is_dir()
+    found = list(evaluations(made, run))
+    full = weights.name == "model" or pushed_whole
+    front = front_matter(made, run, None if is_local else base.model, full, license, found)
     return environment.get_template("model_card.md.jinja").render(
+        front=front,
         run=run,
-        policy=policy,
+        made=made,
+        scorer=made.kind == "reward",
         base=base.model,
         revision=base.revision,
-        built_in=mapping_or_empty(run.config.get("base")).get("model") == "builtin:tiny",
-        held_out={
-            name: mapping_or_empty(data).get("test_fraction")
-            for name, data in mapping_or_empty(run.config.get("data")).items()
-        },
-        local_base=Path(base.model).is_dir(),
+        built_in=_section(run, "base").get("model") == "builtin:tiny",
+        data=data,
+        licensed=any(one.get("license") for one in data.values()),
+        local_base=is_local,
         brings_base=(folder / "base").is_dir(),
         merged=(folder / "merged").is_dir(),
-        full=policy.adapter is None,
+        members=len(member_folders(folder)),
+        full=full,
+        pushed_whole=pushed_whole,
+        repository=repository,
+        loading=_loading(folder, weights, base, repository, pushed_whole),
+        scoring=_scoring(weights),
         lineage=lineage,
-        evaluations=list(evaluations(policy, run)),
+        evaluations=found,
         settings=settings,
         table=intervals,
-        chat_template=_chat_template(folder),
+        chat_template=_chat_template(weights),
         temperature=mapping_or_empty(own.get("train")).get("temperature", 1.0),
         optimised_for=_rewards_of(own),
+        command=_command(run.command),
         license=license,
     )
+
+
+def _section(run: RunRecord, name: str) -> Mapping[str, Any]:
+    return mapping_or_empty(run.config.get(name))
+
+
+def _weights_of(folder: Path) -> str:
+    """Where the model lies in an export; of an ensemble, its first member."""
+    start = "members/1/" if member_folders(folder) else ""
+    return next(f"{start}{part}" for part in WEIGHTS if (folder / start / part).is_dir())
+
+
+def _loading(
+    folder: Path, weights: Path, base: Base, repository: Repository | None, pushed_whole: bool
+) -> Loading:
+    def quoted(path: str) -> str:
+        return json.dumps(path)
+
+    adapter = weights.name == "adapter" and not pushed_whole
+    inside = weights.relative_to(folder).as_posix()
+    hub = f"{quoted(base.model)}" + (f", revision={quoted(base.revision)}" if base.revision else "")
+    under = hub
+    if (folder / "base").is_dir():
+        under = quoted("base")
+    elif Path(base.model).is_dir():
+        under = quoted(f"PATH/TO/{Path(base.model).name}")
+    if repository is None:
+        return Loading(quoted("."), quoted(inside), quoted(inside), under if adapter else None)
+    revision = f", revision={quoted(repository.revision)}" if repository.revision else ""
+    place = f"{quoted(repository.name)}{revision}"
+    top = place
+    if inside.startswith("members/"):  # whole weights of a member lie in its folder itself
+        part = "members/1" if pushed_whole else inside
+        place = f"{place}, subfolder={quoted(part)}"
+        top = f"snapshot_download({top})"
+    return Loading(top, place, place, under if adapter else None)
+
+
+def _scoring(weights: Path) -> Scoring | None:
+    """How a reward model's scores are read; None for a policy."""
+    return Scoring.load(weights) if (weights / SCORING_FILE).is_file() else None
+
+
+def _command(command: str) -> str:
+    """Without the folders of the machine that it ran on."""
+    return " ".join(shown(word) for word in command.split())
+
+
+def shown(text: str) -> str:
+    """A recorded text with each absolute path in it cut to its last part."""
+    return re.sub(r"(?<![\w:/.~-])/[^\s:'\",]*/(?=[^\s/])", "", text)
 
 
 def _rewards_of(step: Mapping[str, Any]) -> list[str]:
@@ -122,21 +203,38 @@ def trace(policy: Artifact, run: RunRecord) -> Lineage:
     )
 
 
-def evaluations(policy: Artifact, run: RunRecord) -> Iterator[Evaluation]:
-    """What every evaluation of exactly this policy says about it."""
+def evaluations(made: Artifact, run: RunRecord) -> Iterator[Evaluation]:
+    """What every evaluation of exactly this policy, or with exactly this reward model, says of
+    it; nothing where it says nothing."""
     for step in run.steps:
         inputs = mapping_or_empty(step.artifact.get("inputs"))
-        if step.kind != "evaluate" or inputs.get(policy.name) != policy.fingerprint:
+        if step.kind != "evaluate" or inputs.get(made.name) != made.fingerprint:
             continue
-        facts = {
-            name.removeprefix("evaluate/").removesuffix(f"/{policy.name}"): value
-            for name, value in step.metrics.items()
-            if name.endswith(f"/{policy.name}")
-        }
-        rates = [
-            rate for rate in win_rates(step.metrics) if policy.name in (rate.policy, rate.baseline)
-        ]
-        yield Evaluation(step.name, step.settings, step.rows.get("out"), rates, facts)
+        if made.kind == "reward":
+            facts, rates = _of_judge(made.name, step.metrics), []
+        else:
+            facts, rates = _of_policy(made.name, step.metrics)
+        if facts or rates:
+            yield Evaluation(step.name, step.settings, step.rows.get("out"), rates, facts)
+
+
+def _of_policy(name: str, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[WinRate]]:
+    facts = {
+        metric.removeprefix("evaluate/").removesuffix(f"/{name}"): value
+        for metric, value in metrics.items()
+        if metric.endswith(f"/{name}")
+    }
+    return facts, [one for one in win_rates(metrics) if name in (one.policy, one.baseline)]
+
+
+def _of_judge(name: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Its accuracies; the win rates that it gives are about policies."""
+    start = f"evaluate/{name}/"
+    return {
+        metric.removeprefix(start): value
+        for metric, value in metrics.items()
+        if metric.startswith(start) and not metric.startswith(f"{start}win_rate/")
+    }
 
 
 def settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -150,7 +248,7 @@ def settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
         if isinstance(value, Mapping):
             yield from settings(value, f"{prefix}{name}.")
         elif value is not None and name not in without_effect:
-            yield prefix + name, cell(value)
+            yield prefix + name, cell(shown(str(value)))
 
 
 def intervals(metrics: Mapping[str, float]) -> Iterator[tuple[str, float, str]]:
@@ -170,9 +268,6 @@ def cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
 
 
-def _chat_template(folder: Path) -> str:
-    for part in ("adapter", "model"):
-        path = folder / part / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    return ""
+def _chat_template(weights: Path) -> str:
+    path = weights / "chat_template.jinja"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

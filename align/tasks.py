@@ -71,7 +71,7 @@ def tasks_of(config: Config) -> list[Task]:
     for source, data in config.data.items():
         builtin = data.path in BUILTIN_DATA
         own = [
-            data.model_dump(exclude={"test_fraction", *(() if builtin else ("path",))}),
+            data.model_dump(exclude={"test_fraction", "license", *(() if builtin else ("path",))}),
             config.run_as(source),
             None if builtin else content_hash(data.path),
         ]
@@ -105,6 +105,8 @@ def tasks_of(config: Config) -> list[Task]:
         settings = step.model_dump(by_alias=True, exclude=harmless, context=IDENTITY)
         own = [settings, lora, config.seed, fractions, clusters]
         own += [_state_hash(path) for _, path in step.files_used()]
+        if step.kind == "export":  # its model card names them
+            own.append({s: data.license for s, data in config.data.items() if data.license})
         add(name, step.kind, run / name, own, list(dict.fromkeys(inputs)))
     return list(made.values())
 

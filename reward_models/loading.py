@@ -92,8 +92,14 @@ def share_base(model: Any, other: Any) -> None:
 
 
 def _base_of(folder: Path, named: str) -> str:
-    """Where the base of the adapter in STEP/adapter, or STEP/members/1/adapter, is now."""
-    found = find_base(named, list(folder.absolute().parents)[1:4:2])
+    """Where the base of the adapter in STEP/adapter, or STEP/members/1/adapter, is now; an export
+    has it beside the adapter."""
+    own, runs = list(folder.absolute().parents)[0:3:2], list(folder.absolute().parents)[1:4:2]
+    if not Path(named).is_dir():
+        for place in own:
+            if (place / "base" / "config.json").is_file():
+                return str(place / "base")
+    found = find_base(named, runs)
     if found is None:
         raise FileNotFoundError(
             f"{named}, the base under {folder}, is not there; say with base where it is."

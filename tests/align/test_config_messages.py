@@ -140,7 +140,7 @@ WRONG_INPUT = {
     "steps.ppo.reward=sft": "steps.ppo.reward names 'sft', a step of kind sft, which does not fit. "
     "Possible here: reward.",
     "steps.export.policy=base": "steps.export.policy names the step 'base', which does not exist. "
-    "Possible here: sft, dpo, ppo.",
+    "Possible here: sft, reward, dpo, ppo.",
     "steps.sft.init=reward": "steps.sft.init names 'reward', which does not come before 'sft'. "
     "Possible here: base, pretrain.",
     "steps.sft.init=sft": "steps.sft.init names 'sft', which does not come before 'sft'. "

@@ -30,7 +30,7 @@ WIN_RATE = {
 CONFIG = {
     "base": {"model": "builtin:tiny", "revision": None},
     "lora": {"r": 4, "alpha": 8.0},
-    "data": {"labels": {"test_fraction": 0.25}},
+    "data": {"labels": {"test_fraction": 0.25, "license": "CC-BY-4.0"}},
     "steps": {
         "sft": {"kind": "sft", "data": "labels", "train": {"learning_rate": 0.001}},
         "reward": {"kind": "reward", "data": "labels", "init": "sft"},
@@ -99,6 +99,13 @@ def trained(run_dir: Path) -> torch.Tensor:
     return logits(model)
 
 
+def front_of(card: str) -> dict[str, Any]:
+    """The card's front matter, as the hub's own library reads it."""
+    from huggingface_hub import ModelCard
+
+    return ModelCard(card, ignore_metadata_errors=False).data.to_dict()
+
+
 def run_the_snippet(card: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """The names that the card's Python leaves behind, and what it printed as "printed"."""
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -164,9 +171,21 @@ def test_the_card_s_snippet_runs_in_the_folder(
 def test_the_card_is_written_from_the_run_s_records(run_dir: Path, tmp_path: Path):
     export = export_folder(run_dir / "ppo", tmp_path / "out", license="apache-2.0")
     card = (export / "README.md").read_text()
-    assert card.startswith('---\nlicense: "apache-2.0"\nlibrary_name: peft\n')
+    front = front_of(card)
+    assert front["license"] == "apache-2.0" and front["library_name"] == "peft"
+    assert front["tags"] == ["ppo", "rlhf", "lora"] and "base_model" not in front
+    [result] = front["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "labels, held out", "type": "labels"}
+    assert result["metrics"] == [
+        {
+            "type": "win_rate",
+            "value": 0.75,
+            "name": "Win rate against sft, judged by reward (95 % interval 0.625 to 0.875)",
+        }
+    ]
     for fact in (
         "| labels.csv | table | 1,234 | 1,230 | 4 (label_unknown 3, empty_prompt 1) | 25 % |",
+        " | 25 % | CC-BY-4.0 |\n",
         "`train.iterations=7`",
         "`train.kl.coefficient=0.05`",
         "19 of 20 rows, the others too long or unreadable; seed 0.",
@@ -181,6 +200,19 @@ def test_the_card_is_written_from_the_run_s_records(run_dir: Path, tmp_path: Pat
         assert fact in card
     assert "/private/somebody" not in card
     assert str(tmp_path) not in card
+
+
+def test_no_folder_of_the_machine_is_shown():
+    from align.model_card import shown
+
+    for recorded, told in (
+        ("/home/me/score.py:name", "score.py:name"),
+        ("output_dir=/home/me/runs/a", "output_dir=a"),
+        ("{'url': 'http://judge:80/a/b'}", "{'url': 'http://judge:80/a/b'}"),
+        ("{'model': '/models/x', 'weight': 0.5}", "{'model': 'x', 'weight': 0.5}"),
+        ("Qwen/Qwen2.5-0.5B configs/a.yaml", "Qwen/Qwen2.5-0.5B configs/a.yaml"),
+    ):
+        assert shown(recorded) == told
 
 
 def test_facts_of_another_policy_are_left_out(run_dir: Path, tmp_path: Path):
@@ -207,7 +239,7 @@ def test_whole_weights_are_copied(
     with pytest.raises(ConfigError, match="no adapter to merge"):
         export_folder(run_dir / "ppo", tmp_path / "out", merge=True)
     export = export_folder(run_dir / "ppo", tmp_path / "out")
-    assert sorted(path.name for path in export.iterdir()) == ["README.md", "model"]
+    assert sorted(path.name for path in export.iterdir()) == ["README.md", "export.json", "model"]
     monkeypatch.chdir(export)
     left = run_the_snippet((export / "README.md").read_text(), capsys)
     with roles.active("policy") as model:
@@ -252,8 +284,14 @@ def test_a_merge_that_computes_something_else_is_not_kept(
 
 
 def test_what_cannot_be_exported_is_refused_in_a_sentence(run_dir: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="kind reward, which leaves no policy to export"):
+    with pytest.raises(ConfigError, match="kind evaluate, which leaves nothing to export"):
+        export_folder(run_dir / "evaluate", tmp_path / "out")
+    with pytest.raises(ConfigError, match="reward holds neither an adapter nor a model"):
         export_folder(run_dir / "reward", tmp_path / "out")
+    (tmp_path / "artifact.json").write_text('{"format": 1}')
+    with pytest.raises(ConfigError, match="is of another version of this toolkit; run it again"):
+        export_folder(tmp_path, tmp_path / "out")
+    (tmp_path / "artifact.json").unlink()
     with pytest.raises(ConfigError, match=r"is no finished step: it holds no artifact\.json"):
         export_folder(tmp_path, tmp_path / "out")
     (tmp_path / "full").mkdir()

@@ -18,7 +18,7 @@ import pytest
 
 from align.config import Config, ConfigError, build_config
 from align.pipeline import Pipeline, StepError
-from align.tasks import clusters_of
+from align.tasks import clusters_of, tasks_of
 
 TRAIN = {"max_steps": 3, "train_batch_size": 8, "learning_rate": 1e-3, "max_length": 96}
 
@@ -176,6 +176,18 @@ def test_the_same_seed_gives_the_same_bits(finished: tuple[Path, dict[str, Any]]
         for metric, value in step["metrics"].items():
             if not metric.startswith(timed):
                 assert again["steps"][name]["metrics"][metric] == value, (name, metric)
+
+
+def test_a_licence_changes_the_card_alone(tmp_path: Path):
+    """It is written on the model card, and nothing is trained for it."""
+    plain = tree(tmp_path / "run")
+    licensed = {**plain, "data": {**plain["data"]}}
+    licensed["data"]["labels"] = {**plain["data"]["labels"], "license": "cc-by-4.0"}
+    before, after = (
+        {task.name: task.fingerprint for task in tasks_of(build_config(one))}
+        for one in (plain, licensed)
+    )
+    assert {name for name in before if before[name] != after[name]} == {"export"}
 
 
 def test_a_changed_setting_runs_its_step_and_what_stands_on_it(copied: Path):

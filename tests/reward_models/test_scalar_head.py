@@ -319,6 +319,19 @@ def test_the_base_of_a_run_is_found_in_the_run_folder(saved: Path, tiny_folder: 
         RewardModel.from_pretrained(saved)
 
 
+def test_the_base_of_an_export_is_found_beside_its_adapter(saved: Path, tiny_folder: Path):
+    """Not merged weights, which stand there, too: an adapter on them would count twice."""
+    import shutil
+
+    here = RewardModel.from_pretrained(saved).score(PROMPTS, ANSWERS)
+    shutil.copytree(tiny_folder, saved / "base")
+    (saved / "merged").mkdir()
+    (saved / "merged" / "config.json").write_text("{}")
+    config = saved / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(tiny_folder), "/elsewhere/merged"))
+    assert RewardModel.from_pretrained(saved).score(PROMPTS, ANSWERS) == here
+
+
 def test_a_model_of_the_hub_is_fetched_without_its_pickles(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ):
