@@ -133,7 +133,7 @@ class _Linear(torch.autograd.Function):
             logits = _logits(hidden[block], weight, bias, ctx.temperature)
             logp = logits.sub_(log_z[block, None])
             coming = of_logprobs[block, None]
-            if entropies is None:
+            if entropies is None or of_entropies is None:
                 gradient = logp.exp_().mul_(-coming)
             else:
                 bent = (logp + entropies[block, None]).mul_(of_entropies[block, None])

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from align.config import ConfigError
 from align.kv_cache import roomy_cache
-from align.progress import tracked
 from align.logits import sample_inverse_cdf
+from align.progress import tracked
 from preference_data.records import Message, Prompt
 from preference_data.rendering import Renderer
 from reward_models.folders import find_base, weights_folder
@@ -35,6 +35,8 @@ class Response:
     """Of each token under the distribution it was drawn from, nats."""
     ended: bool
     """Whether the last token is the end of a sequence."""
+    values: tuple[float, ...] | None = None
+    """Of the states that the tokens were drawn in, if they were read"""
 
 
 def uniforms(seed: int, rows: int, columns: int) -> Tensor:
@@ -51,16 +53,18 @@ def respond(
     renderer: Renderer,
     temperature: float,
     heard: Callable[[Tensor], object] | None = None,
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Response]:
     """Samples a response to each prompt with its row of `draws` [B, max_new_tokens].
 
     Sampling is from softmax(logits / temperature) and nothing else: what is recorded is what was
     sampled from. A prompt that several responses share is computed once, and the key-value cache
     keeps only rows that still run. `heard` is given every step's tokens [B], NONE where a response
-    has ended, as soon as they are drawn.
+    has ended, as soon as they are drawn. `read` gives the value [B] of last hidden states [B, D].
     """
-    with _any_length(model):
-        return _respond(model, prompts, draws, renderer, temperature, heard)
+    with _any_length(model), _states(model) as states:
+        value = None if read is None else lambda: read(states[0][:, -1])
+        return _respond(model, prompts, draws, renderer, temperature, heard, value)
 
 
 def check_positions(
@@ -89,6 +93,21 @@ def _any_length(model: Any) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
+@contextlib.contextmanager
+def _states(model: Any) -> Iterator[list[Tensor]]:
+    """In it, the list holds the hidden states that the language head was given last."""
+    found: list[Tensor] = []
+
+    def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        found[:] = inputs[:1]
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
 def _respond(
     model: Any,
     prompts: Sequence[tuple[int, ...]],
@@ -96,6 +115,7 @@ def _respond(
     renderer: Renderer,
     temperature: float,
     heard: Callable[[Tensor], object] | None,
+    value: Callable[[], Tensor] | None,
 ) -> list[Response]:
     device, rows = model.device, len(prompts)
     eos = renderer.tokenizer.eos_token_id
@@ -105,6 +125,7 @@ def _respond(
     draws = draws.to(device)
     tokens = torch.full((rows, draws.shape[1]), NONE, device=device)
     logprobs = torch.zeros(tokens.shape, device=device)
+    values = None if value is None else torch.zeros_like(logprobs)
     running = torch.arange(rows, device=device)  # which response each row of the batch is
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     cache: Any = roomy_cache(model, ids.shape[1] + draws.shape[1])
@@ -118,13 +139,17 @@ def _respond(
             logits_to_keep=1,
         )
         logits = output.logits[:, -1]
+        worth = None if value is None else value().float()
         if t == 0 and len(distinct) < rows:
             prompt_of = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
             cache.batch_select_indices(prompt_of)
             logits, mask, positions = logits[prompt_of], mask[prompt_of], positions[prompt_of]
+            worth = None if worth is None else worth[prompt_of]
         sample = sample_inverse_cdf(logits, draws[running, t], temperature)
         tokens[running, t] = sample.tokens.where(alive, NONE)
         logprobs[running, t] = sample.logprobs.where(alive, 0.0)
+        if values is not None and worth is not None:
+            values[running, t] = worth.where(alive, 0.0)
         if heard is not None:
             heard(tokens[:, t])
         alive &= sample.tokens != eos
@@ -140,10 +165,16 @@ def _respond(
             ids, mask, positions = ids[keep], mask[keep], positions[keep]
             running, alive = running[keep], alive[keep]
     lengths = (tokens != NONE).sum(1).tolist()
+    read = [None] * rows if values is None else values.tolist()
     return [
-        Response(tuple(row[:length]), tuple(logprob[:length]), row[length - 1] == eos)
-        for row, logprob, length in zip(tokens.tolist(), logprobs.tolist(), lengths, strict=True)
-    ]
+        Response(
+            tuple(row[:length]), tuple(logprob[:length]), row[length - 1] == eos,
+            None if worths is None else tuple(worths[:length]),
+        )
+        for row, logprob, worths, length in zip(
+            tokens.tolist(), logprobs.tolist(), read, lengths, strict=True
+        )
+    ]  # fmt: skip
 
 
 def _left_padded(prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:

@@ -102,6 +102,11 @@ class Roles(nn.Module):
         self.heads[role] = head.requires_grad_(True)
         self._roles[role] = Role(head=head, trunk=trunk)
 
+    def trunk_head(self, role: str, trunk: str) -> ScalarHead | None:
+        """The head of a role that is one on `trunk`'s hidden states; None if it is another."""
+        entry = self._roles.get(role)
+        return entry.head if entry is not None and entry.trunk == trunk else None
+
     def add_mean(self, role: str, members: Sequence[str]) -> None:
         """Makes `role` one whose score is the mean of the members' scores; again with others."""
         self._roles[role] = Role(members=tuple(members))
@@ -251,8 +256,8 @@ class Roles(nn.Module):
         logprobs, entropy = self._logprobs(role, hidden, batch, temperature, wanted)
         assert entropy is not None
         values = None
-        if self.has("value") and self._roles["value"].trunk == role:
-            values = self.head("value")(hidden.detach() if value_alone else hidden)
+        if (head := self.trunk_head("value", role)) is not None:
+            values = head(hidden.detach() if value_alone else hidden)
         elif own_values and self.has("value"):
             values = self.values("value", batch)
         return logprobs, entropy, values
@@ -267,9 +272,9 @@ class Roles(nn.Module):
         """0 with a gradient of 0 for the role: what a loss that does not need it adds to a step."""
         return torch.stack([(p * 0.0).sum() for p in self.parameters_of(role)]).sum()
 
-    def idle(self, role: str, batch: None = None) -> Tensor:
+    def idle(self, role: str, batch: None = None, values: bool = True) -> Tensor:
         """0 with a gradient of 0 for the role, from a pass over one token: what a rank without
-        rows adds to a step.
+        rows adds to a step; `values` says whether the others' has those of a head on the role.
 
         Sharded gradients are summed in the order in which the backward pass comes by, some at a
         time, and sharded weights are gathered on the way: every rank must come the same way.
@@ -277,8 +282,8 @@ class Roles(nn.Module):
         some = pack([Group((0,), ((0,),))]).to(self.model.device)
         head = self._roles[role].head
         if head is None:
-            logprobs, _, values = self.policy_and_values(role, some, 1.0, own_values=False)
-            found = logprobs if values is None else logprobs + values
+            logprobs, _, beside = self.policy_and_values(role, some, 1.0, own_values=False)
+            found = logprobs + beside if values and beside is not None else logprobs
         else:
             found = self.scores(role, some)
         nothing = (0.0 * found).sum()

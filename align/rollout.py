@@ -13,6 +13,7 @@ from torch import Tensor
 from align.adapters import merged
 from align.engine import Engine
 from align.policy import Response, respond
+from align.progress import tracked
 from align.roles import Roles
 from preference_data.batches import (
     Group,
@@ -144,7 +145,10 @@ class Roller:
         if not prompts:
             return []
         with self.roles.active("policy") as model, merged(model):
-            responses = respond(model, prompts, draws, self.roles.renderer, self.temperature)
+            responses = respond(
+                model, prompts, draws, self.roles.renderer, self.temperature,
+                read=self.roles.trunk_head("value", "policy"),
+            )  # fmt: skip
         groups = [
             Group(prompt, (response.ids,))
             for prompt, response in zip(prompts, responses, strict=True)
@@ -158,8 +162,8 @@ class Roller:
             self.tokens_per_forward,
             self.engine,
         )
-        values: list[tuple[float, ...] | None] = [None] * len(groups)
-        if self.roles.has("value"):
+        values = [response.values for response in responses]
+        if self.roles.has("value") and values[0] is None:
             found = packed_tokens(
                 groups,
                 lambda batch: self.roles.values("value", batch),
@@ -190,7 +194,7 @@ def packed_tokens(
     """`compute`'s [N] numbers for every sequence of `groups`, in forwards of at most `tokens`."""
     found: list[list[float]] = []
     groups = join_prompts(groups)
-    for part in split_by_tokens(groups, tokens):
+    for part in tracked(list(split_by_tokens(groups, tokens)), "reading", "batches"):
         batch = pack([groups[i] for i in part]).to(engine.device)
         flat = compute(batch).float().cpu()
         found += [
@@ -208,7 +212,7 @@ def packed_scores(
     scores: list[float] = []
     single, places = distinct(groups)
     joined = join_prompts(single)
-    for part in split_by_tokens(joined, tokens):
+    for part in tracked(list(split_by_tokens(joined, tokens)), "scoring", "batches"):
         batch = pack([joined[i] for i in part]).to(engine.device)
         scores += roles.scores(role, batch).float().cpu().tolist()
     return [scores[place] for place in places]

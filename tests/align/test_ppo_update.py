@@ -362,6 +362,24 @@ def test_a_trunk_in_the_rollout_reads_the_policys_own_states(make: Make):
 
 
 @pytest.mark.parametrize("value", ["adapter", "trunk"])
+def test_a_trunk_is_read_while_sampling(make: Make, value: str, monkeypatch: pytest.MonkeyPatch):
+    """The hidden state that a token is drawn from is the one whose value is wanted: no forward of
+    its own. Every row is checked, also those that shared a prompt or outlived others."""
+    read: list[str] = []
+    sound = Roles.values
+    monkeypatch.setattr(
+        Roles, "values", lambda self, role, batch: read.append(role) or sound(self, role, batch)
+    )
+    optimiser = make(value=value)
+    samples = lesson_of(optimiser).rollout.samples
+    assert bool(read) == (value == "adapter")
+    for sample in samples:
+        with torch.no_grad():
+            expected = sound(optimiser.roles, "value", pack([sample.group]))
+        torch.testing.assert_close(torch.tensor(sample.values), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", ["adapter", "trunk"])
 def test_the_policy_stays_while_the_value_warms_up(make: Make, value: str):
     """Two iterations of warm-up change no bit of the policy, and every weight of the value moves
     but LoRA's A at its start; the third moves the policy, too."""
