@@ -16,6 +16,7 @@ from align.rewards import Sampled
 from align.roles import Roles
 from align.rollout import Rollout
 from align.stage import StageContext
+from align.tracking.protocol import send_alert
 from preference_data.records import Prompt
 
 KEPT = "best_policy/"
@@ -125,6 +126,7 @@ class Watch:
         """The iteration with a finding that ends the training"""
         self._roles = roles
         self._prompts = prompts
+        self._tracker = context.tracker
         self._doctor = Doctor(
             context.name,
             step.train.max_new_tokens,
@@ -152,7 +154,12 @@ class Watch:
         if self._judge is not None:
             scores = self._judge(self._answers(rollout))
             found["judge/score"] = math.fsum(scores) / len(scores)
+        known = len(self._doctor.findings)
         self._doctor.log(iteration, found)
+        for finding in self._doctor.findings[known:]:
+            level = "error" if finding.severity == "stop" else "warning"
+            text = f"iteration {finding.step}: {finding.text}"
+            send_alert(self._tracker, finding.name.replace("_", " "), text, level)
         if self._best is not None:
             value = found.get("judge/score", found["objective/reward"])
             self._best.judge(iteration, value, found)

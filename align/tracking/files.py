@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from align.tracking.plain import plain
+from align.tracking.protocol import Level
 
+METRICS, ALERTS = "metrics", "alerts"
 log = logging.getLogger("align")
 
 
@@ -19,7 +21,8 @@ class FileTracker:
     """Appends to JSON-lines files in the step's folder; each line is on disk when `log` returns.
 
     Metrics go to `metrics.jsonl` as {"step", "time" (Unix seconds), name: number, …}, a table to
-    `<name>.jsonl`. JSON has no NaN or infinity, so a number that is not finite is written as null.
+    `<name>.jsonl`, alerts to `alerts.jsonl` as {"level", "title", "text"}. JSON has no NaN
+    or infinity, so a number that is not finite is written as null.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,13 +30,19 @@ class FileTracker:
         self._mended: set[Path] = set()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._append("metrics", [{"step": step, "time": time.time(), **metrics}])
+        self._append(METRICS, [{"step": step, "time": time.time(), **metrics}])
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self._append(name, rows)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Nothing: the headline numbers stand in the step's artifact."""
+
+    def alert(self, title: str, text: str, level: Level) -> None:
+        self._append(ALERTS, [{"level": level, "title": title, "text": text}])
+
+    def fail(self, text: str) -> None:
+        self.alert("failed", text, "error")
 
     def position(self) -> dict[str, int]:
         """Bytes of every JSON-lines file of the step, all synced."""
@@ -68,6 +77,20 @@ class FileTracker:
         lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) for row in rows]
         with path.open("a", encoding="utf-8", errors="replace") as file:
             file.write("".join(line + "\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; none if there is no such file."""
+    if not path.is_file():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.split(b"\n") if line]
+
+
+def read_tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each table that a step's folder holds, by name."""
+    paths = sorted(folder.glob("*.jsonl"))
+    return {path.stem: read_lines(path) for path in paths if path.stem not in (METRICS, ALERTS)}
 
 
 def _drop_half_line(path: Path) -> None:

@@ -1,9 +1,11 @@
-"""What a step's numbers go to, as a small protocol."""
+"""What a step's numbers go to, as small protocols."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Level = Literal["info", "warning", "error"]
 
 
 class Tracker(Protocol):
@@ -14,7 +16,7 @@ class Tracker(Protocol):
         ...
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table of samples; every row has the same columns."""
+        """More rows of a table of samples; every row has the same columns."""
         ...
 
     def finish(self, metrics: Mapping[str, float]) -> None:
@@ -33,3 +35,22 @@ class Rewindable(Protocol):
     def rewind(self, position: Mapping[str, int]) -> None:
         """Forgets what was written after `position`; everything, if that is empty."""
         ...
+
+
+@runtime_checkable
+class Alerting(Protocol):
+    """A tracker that hands on what somebody should look at."""
+
+    def alert(self, title: str, text: str, level: Level) -> None:
+        """Something was found, once."""
+        ...
+
+    def fail(self, text: str) -> None:
+        """The step has failed, for the reason `text`; nothing is logged afterwards."""
+        ...
+
+
+def send_alert(tracker: Tracker, title: str, text: str, level: Level) -> None:
+    """Hands an alert to a tracker that takes alerts."""
+    if isinstance(tracker, Alerting):
+        tracker.alert(title, text, level)

@@ -62,7 +62,7 @@ UNKNOWN_KEY = {
     "data.labels.columns={promt: a}": "data.labels.columns.promt is not a known key; did you mean "
     f"'prompt'? Allowed here: {', '.join(sorted(f.name for f in fields(Columns)))}.",
     "tracking.wandb={projcet: a}": "tracking.wandb.projcet is not a known key; did you mean "
-    "'project'? Allowed here: entity, mode, project.",
+    "'project'? Allowed here: entity, log_data, log_model, mode, project.",
 }
 
 WRONG_TYPE = {

@@ -1,14 +1,11 @@
-"""Trackers: what is on disk, on the console and in the W&B run afterwards. No network."""
+"""Trackers: what is on disk and on the console afterwards, and which trackers there are."""
 
 from __future__ import annotations
 
 import io
 import json
-import struct
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from align.config import Config, ConfigError, Wandb, build_config
+from align.config import Config, build_config
 from align.tracking import Trackers, make_tracker
 from align.tracking.console import ConsoleTracker
-from align.tracking.files import FileTracker
-from align.tracking.weights_and_biases import WandbTracker, wandb_mode
+from align.tracking.files import FileTracker, read_lines, read_tables
+from align.tracking.protocol import send_alert
 
 
 def read_strict(path: Path) -> list[dict[str, Any]]:
@@ -105,6 +102,25 @@ def test_console_is_coloured_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
 # --- which trackers ------------------------------------------------------------------------------
 
 
+def test_alerts_are_lines_and_no_table(tmp_path: Path):
+    tracker = FileTracker(tmp_path)
+    tracker.table("samples", [{"prompt": "a"}])
+    tracker.alert("same replies", "iteration 4: all alike", "error")
+    tracker.fail("step ppo failed: no memory")
+    lines = read_lines(tmp_path / "alerts.jsonl")
+    assert [(line["level"], line["title"], line["text"]) for line in lines] == [
+        ("error", "same replies", "iteration 4: all alike"),
+        ("error", "failed", "step ppo failed: no memory"),
+    ]
+    assert read_tables(tmp_path) == {"samples": [{"prompt": "a"}]}
+
+
+def test_a_line_that_a_kill_cut_is_not_read(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"st')
+    assert read_lines(tmp_path / "a.jsonl") == [{"step": 1}]
+    assert read_lines(tmp_path / "b.jsonl") == []
+
+
 class Recorder:
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -130,6 +146,33 @@ def test_trackers_pass_everything_on():
         ("table", "samples", [{"p": "q"}]),
         ("finish", {"b": 2.0}),
     ]  # fmt: skip
+
+
+class Listener(Recorder):
+    def alert(self, title: str, text: str, level: str) -> None:
+        self.calls.append(("alert", title, level))
+
+    def fail(self, text: str) -> None:
+        self.calls.append(("fail", text))
+
+
+def test_alerts_reach_the_trackers_that_take_them():
+    """A tracker without `alert` (the console) is passed over, also as the only one."""
+    deaf, listener = Recorder(), Listener()
+    send_alert(Trackers([deaf, listener]), "blind value", "why", "warning")
+    Trackers([deaf, listener]).fail("no memory")
+    send_alert(deaf, "blind value", "why", "warning")
+    assert listener.calls == [("alert", "blind value", "warning"), ("fail", "no memory")]
+    assert deaf.calls == []
+
+
+def test_an_error_is_told_and_goes_on_an_interruption_only_goes_on():
+    listener = Listener()
+    with pytest.raises(ValueError), Trackers([listener]).told_of_errors():
+        raise ValueError("no\n  memory")
+    with pytest.raises(KeyboardInterrupt), Trackers([listener]).told_of_errors():
+        raise KeyboardInterrupt
+    assert listener.calls == [("fail", "no memory")]
 
 
 def make_config(folder: Path, **tracking: Any) -> Config:
@@ -161,145 +204,11 @@ def test_only_the_first_rank_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_neither_wandb_nor_torch_is_imported_before_it_is_needed():
     code = (
         "import sys, align.tracking, align.report, align.summary; "
-        "print([m for m in ('wandb', 'torch', 'matplotlib', 'jinja2') if m in sys.modules])"
+        "heavy = ('wandb', 'torch', 'tensorboardX', 'matplotlib', 'jinja2'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
-
-
-# --- Weights & Biases ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment in which wandb finds no key and writes below `tmp_path`; gives its netrc."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    return tmp_path / "netrc"
-
-
-def test_mode_follows_the_key(no_key: Path, monkeypatch: pytest.MonkeyPatch):
-    auto = Wandb(project="p")
-    assert wandb_mode(auto) == "offline"
-    no_key.write_text("machine example.org login user password x\n")
-    assert wandb_mode(auto) == "offline"
-    no_key.write_text("machine api.wandb.ai login user password not-a-key\n")
-    assert wandb_mode(auto) == "online"
-    assert wandb_mode(Wandb(project="p", mode="offline")) == "offline"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_mode(auto) == "disabled"
-    monkeypatch.delenv("WANDB_MODE")
-    no_key.write_text("this is no netrc file\n")
-    assert wandb_mode(auto) == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "not-a-key")
-    assert wandb_mode(auto) == "online"
-
-
-def test_online_without_a_key_is_an_error_and_no_prompt(no_key: Path):
-    with pytest.raises(ConfigError, match=r"tracking\.wandb\.mode is 'online', but .* no key"):
-        wandb_mode(Wandb(project="p", mode="online"))
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The records of a run file: a LevelDB log behind a header of 7 bytes, in 32 KiB blocks.
-
-    A record is cut into pieces of (checksum, length, kind); kind 1 is whole, 2 3 4 are the first,
-    middle and last piece. Fewer than 7 bytes at the end of a block are padding.
-    """
-    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
-
-    data, position, piece = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        piece += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            record = Record()
-            record.ParseFromString(piece)
-            yield record
-            piece = b""
-
-
-def finished_records(path: Path) -> list[Any]:
-    """All records, once the last is there: wandb's own process may write it just after `finish`."""
-    for _ in range(100):
-        found = list(records(path))
-        if found and found[-1].HasField("exit"):
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{path} has no end")
-
-
-def values(items: Any) -> dict[str, Any]:
-    """Keys and values of a record's items; a nested key is joined with a dot."""
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-def test_offline_run_holds_history_config_summary_and_table(tmp_path: Path, no_key: Path):
-    folder = tmp_path / "sft"
-    config = make_config(tmp_path, wandb={"project": "hh", "mode": "auto"})
-    tracker = make_tracker(config, "sft", "sft", folder, "0123456789abcdef", main=True)
-    tracker.log(10, {"train/loss": 1.5, "train/lr": 0.003})
-    tracker.table("samples", [{"prompt": "p", "score": 0.5}, {"prompt": "q", "score": 1.5}])
-    tracker.log(20, {"train/loss": 1.25})
-    tracker.finish({"train/loss": 1.25, "headline": 7.0})
-
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    found = finished_records(path)
-    (run,) = [record.run for record in found if record.HasField("run")]
-    assert (run.project, run.run_group, run.display_name, run.job_type) == (
-        "hh", "rivers", "sft", "sft",
-    )  # fmt: skip
-    assert path.stem == f"run-{run.run_id}"
-    settings = values(run.config.update)
-    assert settings["fingerprint"] == "0123456789abcdef"
-    assert settings["steps"]["sft"]["train"]["learning_rate"] == 0.003
-
-    history = [values(record.history.item) for record in found if record.HasField("history")]
-    assert [row["_step"] for row in history] == [10, 20]
-    assert [row["train/loss"] for row in history] == [1.5, 1.25]
-    assert history[0]["train/lr"] == 0.003
-    assert history[0]["samples.nrows"] == 2 and history[0]["samples.ncols"] == 2
-    (table,) = folder.glob("wandb/offline-run-*/files/media/table/*.json")
-    assert json.loads(table.read_text()) == {
-        "columns": ["prompt", "score"], "data": [["p", 0.5], ["q", 1.5]],
-    }  # fmt: skip
-
-    summary: dict[str, Any] = {}
-    for record in found:
-        if record.HasField("summary"):
-            summary |= values(record.summary.update)
-    assert summary["headline"] == 7.0 and summary["train/loss"] == 1.25
-
-
-def test_run_id_is_the_steps_own(tmp_path: Path, no_key: Path):
-    """The same step twice is one run; another fingerprint is another. One process, three runs."""
-    config = make_config(tmp_path, wandb={"project": "hh", "mode": "offline"})
-    for index, fingerprint in enumerate(["a" * 16, "a" * 16, "b" * 16]):
-        folder = tmp_path / str(index)
-        make_tracker(config, "sft", "sft", folder, fingerprint, main=True).finish({})
-    ids = [
-        next((tmp_path / str(index)).glob("wandb/offline-run-*/*.wandb")).stem for index in range(3)
-    ]
-    assert ids[0] == ids[1] != ids[2]
-
-
-def test_wandb_run_prints_nothing(tmp_path: Path, no_key: Path, capfd: pytest.CaptureFixture[str]):
-    tracker = WandbTracker(
-        Wandb(project="p", mode="offline"), group="g", step_name="s", kind="ppo", config={},
-        folder=tmp_path / "s", run_id="abc",
-    )  # fmt: skip
-    tracker.log(1, {"a": 1.0})
-    tracker.table("samples", [])
-    tracker.finish({})
-    assert capfd.readouterr() == ("", "")
