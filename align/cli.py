@@ -6,19 +6,25 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from align import __version__
+from align.cli_chat import chat
 from align.cli_data import convert, import_, inspect
-from align.cli_models import benchmark, chat, export, score, select, serve_reward
+from align.cli_models import benchmark, export, score, select, serve_reward
 from align.cli_options import Debug
+from align.cli_runs import compare
+from align.cli_tracking import dashboard
 from align.config import Config, ConfigError, json_schema, load_config
 from align.config_errors import hint
 from align.console import INTERRUPTED, exit_code, say, show_memory, show_plan
 from align.console import show_summary as print_summary
+from align.interrupts import terminable
+from align.progress import silent
 
 # Typer's public names for these are only their subclasses; it brings its own copy of click.
 USAGE_ERROR, CLICK_ERROR = cast("tuple[type[Exception], ...]", typer.BadParameter.__mro__[1:3])
@@ -81,6 +87,9 @@ def run(
     force: Annotated[
         list[str] | None, typer.Option(help="Run this step though it is done. Repeatable.")
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress, only warnings and the table.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run a configuration: every step that is not done yet, in order."""
@@ -90,7 +99,8 @@ def run(
             _check_step(settings, option, name)
     if only is not None and start_from is not None:
         raise ConfigError("--only and --from exclude each other; leave one out.")
-    run_config(settings, only=only, start_from=start_from, force=tuple(force or ()))
+    with terminable(), silent() if quiet else nullcontext():
+        run_config(settings, only=only, start_from=start_from, force=tuple(force or ()))
 
 
 def run_config(config: Config, **selection: Any) -> None:
@@ -165,6 +175,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "chat": chat,
     "export": export,
     "report": report,
+    "compare": compare,
+    "dashboard": dashboard,
     "schema": schema,
 }
 """As `align --help` lists them."""

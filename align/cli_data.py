@@ -13,6 +13,7 @@ from rich.text import Text
 from align.cli_options import Debug, check_folder
 from align.config import ConfigError, load_columns
 from align.console import console, say, show_folder, show_import
+from align.progress import progress
 from preference_data.exports import Pairs, Side, Ties, View
 from preference_data.personal_data import SHORTEST_KEY
 from preference_data.sources import Kind, PersonalData, import_data
@@ -60,20 +61,23 @@ def import_(
     if key is not None:
         _check_key(key, kind, personal_data)
     columns = load_columns(mapping) if mapping else None
-    import_data(
-        kind,
-        source,
-        output,
-        format=format,
-        columns=columns,
-        limit=limit,
-        max_quarantined=max_quarantined,
-        encoding=encoding,
-        delimiter=delimiter,
-        keep_raw=keep_raw,
-        personal_data=personal_data,
-        pseudonym_key=_read_key(pseudonym_key) if pseudonym_key else None,
-    )
+    key_of_names = _read_key(pseudonym_key) if pseudonym_key else None
+    with progress("import", unit="rows") as bar:
+        import_data(
+            kind,
+            source,
+            output,
+            format=format,
+            columns=columns,
+            limit=limit,
+            max_quarantined=max_quarantined,
+            encoding=encoding,
+            delimiter=delimiter,
+            keep_raw=keep_raw,
+            personal_data=personal_data,
+            pseudonym_key=key_of_names,
+            advance=bar.advance,
+        )
     show_import(json.loads((output / "import.json").read_text(encoding="utf-8")))
     if key is not None:
         _join(output, key)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.config import ConfigError
+from align.quiet import show_everything
 from align.summary import duration, headline_metrics, read_findings, short
 from preference_data import DataError
 from preference_data.sources.store import RECORD_FILES
@@ -42,8 +43,9 @@ def console() -> Console:
 def exit_code(call: Callable[[], object], *, debug: bool) -> int:
     """Calls, and turns what it raises into a sentence on standard error and an exit code.
 
-    With `debug`, the traceback goes before the sentence.
+    With `debug`, the traceback goes before the sentence, and libraries say what they like.
     """
+    show_everything(debug)
     try:
         call()
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from align.engine import Engine
+from align.progress import tracked
 from align.roles import Roles, load_head
 from align.stage import StageContext
 from preference_data.batches import Group, distinct, join_prompts, pack, split_by_tokens
@@ -67,7 +68,7 @@ def member_scores(
     scores: list[list[float]] = [[] for _ in roles.members(role)]
     single, places = distinct(groups)
     joined = join_prompts(single)
-    for part in split_by_tokens(joined, tokens):
+    for part in tracked(list(split_by_tokens(joined, tokens)), "scoring", "batches"):
         batch = pack([joined[i] for i in part]).to(engine.device)
         rows = roles.member_scores(role, batch).float().cpu().tolist()
         for member, row in zip(scores, rows, strict=True):

@@ -6,11 +6,17 @@ from pathlib import Path
 
 from align.artifacts import Artifact, Rows, versions, write_json
 from align.config import BUILTIN_DATA, Config
+from align.progress import Bar, progress
 from align.tasks import CLUSTERS_FILE, Task, data_folder
 
 
 def make(task: Task, config: Config) -> Artifact:
     """The world, a data source, or the built-in base; rank 0 alone comes here."""
+    with progress(task.name, unit="rows") as bar:
+        return _make(task, config, bar)
+
+
+def _make(task: Task, config: Config, bar: Bar) -> Artifact:
     rows, metrics = None, {}
     if task.kind == "world":
         from preference_data.synthetic import write_world
@@ -21,9 +27,9 @@ def make(task: Task, config: Config) -> Artifact:
             demonstrations_=world.demonstrations, items=world.items, prompts_=world.prompts,
         )  # fmt: skip
     elif task.kind == "data":
-        rows = _import(task, config)
+        rows = _import(task, config, bar)
     elif task.kind == "splits":
-        metrics = _find_clusters(task, config)
+        metrics = _find_clusters(task, config, bar)
     else:
         from align.base import build_tiny
         from preference_data import views
@@ -36,7 +42,7 @@ def make(task: Task, config: Config) -> Artifact:
     )  # fmt: skip
 
 
-def _import(task: Task, config: Config) -> Rows:
+def _import(task: Task, config: Config, bar: Bar) -> Rows:
     from preference_data import views
     from preference_data.sources import import_data
 
@@ -51,13 +57,14 @@ def _import(task: Task, config: Config) -> Rows:
         config.run_as(source), path, task.folder, format=data.format,
         columns=data.columns, limit=data.limit, max_quarantined=data.max_quarantined,
         encoding=data.encoding, delimiter=data.delimiter, personal_data=data.personal_data,
+        advance=bar.advance,
     )  # fmt: skip
     if data.aggregate is not None:
         views.write_aggregated(task.folder, data.aggregate)
     return Rows(report.rows_in, report.rows_out, report.rows_quarantined)
 
 
-def _find_clusters(task: Task, config: Config) -> dict[str, float]:
+def _find_clusters(task: Task, config: Config, bar: Bar) -> dict[str, float]:
     from preference_data import views
     from preference_data.near_duplicates import near_duplicates
     from preference_data.splits import opening
@@ -69,6 +76,7 @@ def _find_clusters(task: Task, config: Config) -> dict[str, float]:
         if config.run_as(source) != "text"
         for found in map(opening, views.prompts(data_folder(config, source)))
     }
-    clusters = near_duplicates(openings, config.near_duplicates)
+    bar.total = len(openings)
+    clusters = near_duplicates(openings, config.near_duplicates, bar.advance)
     write_json(task.folder / CLUSTERS_FILE, dict(clusters.representatives))
     return {"prompts": float(len(openings)), "clusters": float(len(clusters.groups))}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from align.checkpoints import Checkpoint, Checkpoints
 from align.ensembles import member_role, member_scores, normalised
+from align.progress import progress
 from align.rankings import PairIndex, Ranked, pair_index, steps_of_rows
 from align.roles import Roles, load_head
 from align.stage import StageContext
@@ -106,7 +107,9 @@ def train_members(
             scorings.append(_read_back(context, roles, member))
             continue
         roles.add_mean(ROLE, [member.role])
-        with _as_if_alone(context, member) as alone:
+        of_all = f"member {member.number} of {len(members)}"
+        part = progress(of_all, within=(member.first, members[-1].end))
+        with part, _as_if_alone(context, member) as alone:
             train(alone, member.role, member.rows)
         roles.freeze(member.role)
         scorings.append(save(member.role, context.folder / member.folder))

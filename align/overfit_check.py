@@ -15,7 +15,8 @@ import torch
 
 from align.artifacts import write_json
 from align.checkpoints import Checkpoints
-from align.rankings import Ranked, pair_index
+from align.progress import progress
+from align.rankings import Enough, Ranked, pair_index
 from align.roles import Roles
 from align.rollout import packed_scores
 from align.stage import StageContext
@@ -31,10 +32,6 @@ Train = Callable[[StageContext, Roles, str, Sequence[Ranked]], None]
 """Makes a role and trains it on rows, as the step does."""
 
 
-class _ByHeart(Exception):
-    """All pairs were ranked right: the training need not go on."""
-
-
 class _Watch(Trackers):
     """Logs nothing, and ends the training once everything is learnt."""
 
@@ -43,7 +40,7 @@ class _Watch(Trackers):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.steps = step
         if metrics.get("reward/accuracy", 0.0) >= 1 - 1e-6:
-            raise _ByHeart
+            raise Enough
 
 
 def overfit_check(
@@ -102,10 +99,9 @@ def _check(
         step=step.model_copy(update={"train": step.train.model_copy(update=settings)}),
         tracker=watch,
     )
-    with torch.random.fork_rng(), _no_checkpoints(context):
+    with progress("overfit check"), torch.random.fork_rng(), _no_checkpoints(context):
         roles = context.load_roles(step.init)
-        with contextlib.suppress(_ByHeart):
-            train(alone, roles, role, rows)
+        train(alone, roles, role, rows)
         roles.eval()
         accuracy = _accuracy(context, roles, role, rows)
     return {

@@ -107,11 +107,12 @@ class Optimiser:
         """
         clock = [time.monotonic()]
         draws = uniforms(self.seed * 1_000_003 + iteration, len(prompts), self.train.max_new_tokens)
-        self.rollout = rollout = self.roller.collect(prompts, draws)  # 1
-        clock.append(time.monotonic())
-        if iteration == 1:
-            check_first_rollout(rollout, self.roles, self.roller.temperature)
-            say_where_the_score_stands(rollout, self.roles.renderer)
+        with self.training.whole():
+            self.rollout = rollout = self.roller.collect(prompts, draws)  # 1
+            clock.append(time.monotonic())
+            if iteration == 1:
+                check_first_rollout(rollout, self.roles, self.roller.temperature)
+                say_where_the_score_stands(rollout, self.roles.renderer)
         charged = self.kl.coefficient if self.train.kl.place == "reward" else 0.0
         rewards = kl_shaped_rewards(  # 2
             self._shaped_scores(rollout), rollout.logprobs, rollout.reference, rollout.mask, charged

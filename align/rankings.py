@@ -15,6 +15,7 @@ from align.artifacts import Rows
 from align.config import Train
 from align.engine import Engine
 from align.losses import LossOutput
+from align.progress import tracked
 from align.ranking_meter import Meter
 from align.roles import Roles
 from align.schedules import SCHEDULES
@@ -303,6 +304,10 @@ Loss = Callable[[Any, PackedBatch, PairIndex, list[int]], LossOutput | Weighted]
 pair, which are weighted as the pairs are, or with weights of their own."""
 
 
+class Enough(Exception):
+    """Raised by the trackers of all ranks: the training ends as if this had been its last step."""
+
+
 def fit_rankings(
     context: StageContext, roles: Roles, role: str, rows: Sequence[Ranked], loss: Loss,
     apart: Sequence[ParameterGroup] = (),
@@ -330,7 +335,8 @@ def fit_rankings(
     found = engine.checkpoints.restore(training)
     meter.restore(found)
     roles.train()
-    for number, indices in enumerate(order[found.number :], found.number + 1):  # 1
+    steps = tracked(order[found.number :], "training", "steps", total=len(order), done=found.number)
+    for number, indices in enumerate(steps, found.number + 1):  # 1
         weight = sum(rows[i].weight for i in indices)
         groups = [rows[i].group for i in indices]
         parts = split_evenly(groups, train.tokens_per_forward, engine.world_size)  # 2
@@ -343,7 +349,10 @@ def fit_rankings(
         norm = training.step()  # 4
         meter.step(weight)
         if number % train.logging_steps == 0 or number == len(order):
-            meter.log(number, {"train/lr": rate, "train/grad_norm": norm})  # 5
+            try:
+                meter.log(number, {"train/lr": rate, "train/grad_norm": norm})  # 5
+            except Enough:
+                break
         if number % train.save_steps == 0 and number < len(order):
             common, mine = meter.state()
             engine.checkpoints.save(number, training, common, mine=mine)
@@ -366,7 +375,7 @@ def _part_loss(
 ) -> Tensor:  # fmt: skip
     """Weighted sum of the losses of this rank's rows of a part."""
     if not mine:  # fewer rows than ranks; the others wait for this one's backward
-        return module("nothing", role, None)
+        return module("idle", role, None)
     part = [rows[i] for i in mine]
     batch = pack([row.group for row in part]).to(engine.device)
     pairs = PairIndex(*(tensor.to(engine.device) for tensor in pair_index(part)))

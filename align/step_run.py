@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from align import checkpoints
 from align.artifacts import Artifact, versions
 from align.config import ConfigError
+from align.progress import progress
 from align.tasks import Task, base_is_ours, clusters_of, data_folder
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def run_step(task: Task, config: Config, engine: Engine, before: float) -> Artif
             "iteration" if step.kind == "ppo" else "step", tracker, before,
         )  # fmt: skip
     try:
-        result = import_module(STAGES[step.kind]).run(context)
+        with progress(task.name), tracker.told_of_errors():
+            result = import_module(STAGES[step.kind]).run(context)
     except (ConfigError, DataError, OSError):
         raise
     except (RuntimeError, ValueError) as error:

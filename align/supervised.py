@@ -13,6 +13,7 @@ import torch
 from align.base import checkpointed_layers
 from align.config import TextTrain
 from align.engine import Engine
+from align.progress import Bar, progress
 from align.tracking import Tracker
 from align.training import NonFiniteError
 from preference_data.rendering import Renderer
@@ -26,10 +27,12 @@ def fit_language_model(
     engine: Engine,
     tracker: Tracker,
     seed: int,
+    resident: torch.nn.Module | None = None,
 ) -> dict[str, float]:
     """Trains what requires a gradient in `model` on rows {"input_ids"[, "completion_mask"]}.
 
     Only tokens whose mask is 1 count (all, without a mask). A row is a document: nothing is packed.
+    `resident` is all that is in memory, `model` in it, if that is more.
     An interrupted training starts again: there are no checkpoints inside it. Returns the last
     metrics.
     Raises ConfigError if the batch does not divide by the ranks, ValueError without rows, and
@@ -53,12 +56,13 @@ def fit_language_model(
             processing_class=renderer.tokenizer,
             callbacks=[callback],
         )
-        engine.check_trainer(trainer)
+        engine.check_trainer(trainer, resident)
         # It prints a dictionary a log step; the tracker has the numbers already.
         from transformers.trainer_callback import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with progress("training") as callback.bar:
+            trainer.train()
     engine.forget_trainer()
     return callback.last
 
@@ -122,6 +126,13 @@ def _track(tracker: Tracker) -> Any:
 
     class Track(TrainerCallback):
         last: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
+        bar: Bar
+
+        def on_train_begin(self, args, state, control, **_):
+            self.bar.total = state.max_steps
+
+        def on_step_end(self, args, state, control, **_):
+            self.bar.advance()
 
         def on_log(self, args, state, control, logs=None, **_):
             logged = (logs or {}).items()

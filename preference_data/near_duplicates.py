@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -47,7 +47,11 @@ class Clusters:
         return sorted(tuple(keys) for keys in members.values())
 
 
-def near_duplicates(texts_by_key: Mapping[str, str], threshold: float = 0.8) -> Clusters:
+def near_duplicates(
+    texts_by_key: Mapping[str, str],
+    threshold: float = 0.8,
+    advance: Callable[[int], object] = lambda texts: None,
+) -> Clusters:
     """Joins texts whose sets of 5-word runs have a Jaccard similarity of `threshold` or more.
 
     One word changed in a text of W words leaves a similarity of (W - 9) / (W + 1), so 0.8 joins
@@ -55,8 +59,9 @@ def near_duplicates(texts_by_key: Mapping[str, str], threshold: float = 0.8) -> 
     words is joined only to the same words. A run found in over 100 texts and in over a twentieth
     of them is a template's and does not count, or a long template would join all that use it.
     What is alike only through a third text is joined, too. Candidates come from MinHash, which
-    misses about one pair in 400 at a similarity of 0.8 and practically none above 0.9. Raises
-    ValueError if the threshold is not in (0, 1].
+    misses about one pair in 400 at a similarity of 0.8 and practically none above 0.9. `advance` is
+    called with how many more texts were looked at. Raises ValueError if the threshold is not in
+    (0, 1].
 
     1. Texts of the same words are joined.  2. MinHash proposes pairs of the others.
     3. The exact similarity decides.  4. Joined pairs grow into clusters.
@@ -74,7 +79,9 @@ def near_duplicates(texts_by_key: Mapping[str, str], threshold: float = 0.8) -> 
         def run_set(place: int) -> frozenset[int]:
             return frozenset(runs[place].tolist())
 
-        for one, other in _candidates(runs, threshold):  # 2
+        sizes = [len(keys) for keys in keys_by_line.values()]
+        looked = _candidates(runs, threshold, lambda place: advance(sizes[place]))
+        for one, other in looked:  # 2
             root, other_root = _root(parents, one), _root(parents, other)
             # Large clusters propose most of their pairs: those already joined need no proof.
             if root != other_root and _alike(run_set(one), run_set(other), threshold):  # 3
@@ -137,7 +144,9 @@ def _telling_runs(lines: list[str]) -> list[NDArray[np.uint64]]:
     return runs
 
 
-def _candidates(runs: list[NDArray[np.uint64]], threshold: float) -> Iterator[tuple[int, int]]:
+def _candidates(
+    runs: list[NDArray[np.uint64]], threshold: float, seen: Callable[[int], object]
+) -> Iterator[tuple[int, int]]:
     # Imported here: it brings scipy, and most commands compare no texts.
     from datasketch import MinHash, MinHashLSH
 
@@ -154,6 +163,7 @@ def _candidates(runs: list[NDArray[np.uint64]], threshold: float) -> Iterator[tu
         for other in index.query(sketch):
             yield place, cast(int, other)
         index.insert(place, sketch, check_duplication=False)
+        seen(place)
 
 
 def _alike(one: frozenset[int], other: frozenset[int], threshold: float) -> bool:

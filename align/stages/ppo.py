@@ -7,6 +7,7 @@ Policy, reference, reward and value are roles on one base; an iteration is in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from align.artifacts import Rows
 from align.config import PPOTrain
 from align.policy import check_positions
 from align.policy_gradient import Optimiser
+from align.progress import tracked
 from align.proofs import prove_policy
 from align.ptx import load_demonstrations
 from align.rewards import add_reward_roles, make_scorer, value_start
@@ -52,8 +54,11 @@ def run(context: StageContext) -> StageResult:
     metrics: dict[str, float] = {}
     done = _resume(context, optimiser, watch)
     batches = enumerate(_batches(list(texts), train, context.seed), 1)
-    for iteration, batch in islice(batches, done, None):
-        watch.begin()
+    left = islice(batches, done, None)
+    total = train.iterations
+    for iteration, batch in tracked(left, "training", "iterations", total=total, done=done):
+        with optimiser.training.whole() if train.stop_when_ill else nullcontext():
+            watch.begin()
         metrics = optimiser.step(iteration, batch)
         metrics = watch.look(iteration, optimiser.rollout, metrics)
         context.tracker.log(iteration, metrics)
@@ -167,6 +172,7 @@ def _samples(
             "prompt": texts[sample.group.prompt],
             "completion": roles.renderer.decode(sample.group.completions[0]),
             "score": sample.score,
+            **sample.parts,
             "kl": kl,
             "length": len(sample.logprobs),
         }

@@ -11,6 +11,7 @@ import torch
 
 from align import overfit_check
 from align.members import ROLE, disagreement, train_members
+from align.progress import progress
 from align.proofs import prove_scores
 from align.rankings import Ranked, Rankings, check_gaps, fit_rankings, load_rankings
 from align.report_card import has_pairs, ranked_scores, report_card
@@ -42,7 +43,8 @@ def run(context: StageContext) -> StageResult:
         scorings = train_members(context, roles, rankings.train, train, save)
     held_out = has_pairs(rankings.test)
     rows = rankings.test if held_out else rankings.train
-    report = report_card(context, roles, rankings.test, rankings.train, check)  # 2
+    with progress("report card"):
+        report = report_card(context, roles, rankings.test, rankings.train, check)  # 2
     metrics = dict(report.metrics) if report else {}
     if scorings:
         metrics |= disagreement(context, roles, rows, scorings)  # 3

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -28,9 +28,13 @@ from preference_data.sources.store import (
     record_sink,
     whole_or_absent,
 )
-from preference_data.sources.tally import Tally
+from preference_data.sources.tally import Advance, Tally, unwatched
 
 MAX_QUARANTINED = 0.05
+WATCHED_ROWS = 1000
+"""Rows between two words to who waits."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ def import_data(
     keep_raw: bool = False,
     personal_data: PersonalData = "keep",
     pseudonym_key: bytes | None = None,
+    advance: Advance = unwatched,
 ) -> ImportReport:
     """Reads a file, a glob or a folder into `output_dir`; each file there is whole or absent.
 
@@ -94,6 +99,8 @@ def import_data(
     that say themselves that they do not count. `keep_raw` keeps each judgement's row as JSON;
     `personal_data` "mask" or "drop" treats e-mail addresses, phone numbers and their like, in the
     quarantine, too; with a `pseudonym_key` every annotator gets a pseudonym (HMAC-SHA256).
+    `advance` is called with how many more rows were read and, where it is known, the share of the
+    data's bytes that they and those before them are.
 
     Raises DataError if the data cannot be read, no row is usable, or more rows than allowed are
     rejected (they are written then, too, and an earlier import in the folder stays), and OSError if
@@ -108,14 +115,14 @@ def import_data(
 
     def one_by_one(sink: RecordSink, quarantine: Quarantine) -> Tally:
         tally = Tally()
-        for found in _accepted(items, quarantine):
+        for found in _accepted(_watched(items, advance), quarantine):
             for record in found:
                 sink.write({"text": record} if isinstance(record, str) else record.to_json())
             tally.add(found)
         return tally
 
     def in_segments(sink: RecordSink, quarantine: Quarantine) -> Tally:
-        return convert_table(files[0], reading, output_dir, sink, quarantine)
+        return convert_table(files[0], reading, output_dir, sink, quarantine, advance)
 
     files = find_files(path)
     ways = [one_by_one]
@@ -195,6 +202,13 @@ def _check_options(limit: int | None, max_quarantined: float) -> None:
         raise DataError(f"limit is a number of rows from 1 up, not {limit}.")
     if not 0.0 <= max_quarantined <= 1.0:
         raise DataError(f"max_quarantined is a share between 0 and 1, not {max_quarantined}.")
+
+
+def _watched(items: Iterable[T], advance: Advance) -> Iterator[T]:
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % WATCHED_ROWS == 0:
+            advance(WATCHED_ROWS, None)
 
 
 def _accepted(items: Iterable[Records | Rejected], quarantine: Quarantine) -> Iterator[Records]:

@@ -32,7 +32,7 @@ from preference_data.sources.columns.label_tables import LabelTable
 from preference_data.sources.columns.plain_pairs import NotPlain, PlainPairs
 from preference_data.sources.shards import write_shard
 from preference_data.sources.store import RecordSink
-from preference_data.sources.tally import Tally
+from preference_data.sources.tally import Advance, Tally, unwatched
 
 SMALLEST_FILE = 64 << 20
 """Bytes below which the start of other processes costs more than it saves."""
@@ -79,8 +79,9 @@ class _Converted:
 
 
 def convert_table(
-    path: Path, reading: Reading, folder: Path, sink: RecordSink, quarantine: Quarantine
-) -> Tally:
+    path: Path, reading: Reading, folder: Path, sink: RecordSink, quarantine: Quarantine,
+    advance: Advance = unwatched,
+) -> Tally:  # fmt: skip
     """Converts a label table with as many processes as there are cores.
 
     The same records, rejects and counts in the same order as in one piece. Raises NotSplittable,
@@ -95,14 +96,21 @@ def convert_table(
     changed = context.Condition()
     cores = _cores()
     pool = ProcessPoolExecutor(cores, context, _start, (table, progress, changed))
-    waiting: deque[Future[_Converted]] = deque()
+    waiting: deque[tuple[_Segment, Future[_Converted]]] = deque()
+
+    def collect() -> None:
+        segment, future = waiting.popleft()
+        found = future.result()
+        _collect(found, tally, sink, quarantine, reading)
+        advance(found.tally.rows, segment.end / path.stat().st_size)
+
     try:
         for segment in _segments(path, start):
-            waiting.append(pool.submit(_convert, segment))
+            waiting.append((segment, pool.submit(_convert, segment)))
             while len(waiting) > 2 * cores:
-                _collect(waiting.popleft().result(), tally, sink, quarantine, reading)
+                collect()
         while waiting:
-            _collect(waiting.popleft().result(), tally, sink, quarantine, reading)
+            collect()
     except BrokenProcessPool:
         # Such as a script without `if __name__ == "__main__"`, which no process can import.
         raise NotSplittable from None

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from preference_data.records import Demonstration, Judgement, Prompt
 
 Record = Judgement | Demonstration | Prompt | str
+Advance = Callable[[int, float | None], object]
+"""Is told how many more rows were read, and which share of the bytes that makes, if it is known."""
+
+
+def unwatched(rows: int, share: float | None) -> None:
+    """Nobody waits."""
 
 
 @dataclass(slots=True)

@@ -460,56 +460,13 @@ def test_inspect_says_which_options_do_not_fit(
 # --- models --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def speaker(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
-    """The conversations that a policy was given; it answers with their length."""
-    heard: list[list[dict[str, str]]] = []
-
-    class Speaker:
-        def reply(self, messages: list[dict[str, str]]) -> str:
-            heard.append([dict(message) for message in messages])
-            return f"reply {len(messages)}"
-
-    module = types.ModuleType("align.policy")
-    module.__dict__["load_for_chat"] = lambda path: Speaker()
-    monkeypatch.setitem(sys.modules, "align.policy", module)
-    return heard
-
-
-def test_chat_answers_one_prompt(speaker: list[Any], tmp_path: Path, capsys: Any):
-    assert main(["chat", str(tmp_path), "--prompt", "hello"]) == 0
-    assert capsys.readouterr().out == "reply 1\n"
-    assert speaker == [[{"role": "user", "content": "hello"}]]
-
-
-def test_chat_keeps_the_conversation_until_the_input_ends(
-    speaker: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    typed = iter(["one", " two "])
-
-    def ask(prompt: str) -> str:
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", ask)
-    assert main(["chat", str(tmp_path)]) == 0
-    assert speaker[1] == [
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "reply 1"},
-        {"role": "user", "content": "two"},
-    ]
-    assert len(speaker) == 2
-
-
 def test_export_calls_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     calls: list[Any] = []
     module = types.ModuleType("align.stages.export")
     module.__dict__["export_folder"] = lambda *arguments: calls.append(arguments)
     monkeypatch.setitem(sys.modules, "align.stages.export", module)
     assert main(["export", str(tmp_path), str(tmp_path / "out"), "--merge"]) == 0
-    assert calls == [(tmp_path, tmp_path / "out", True)]
+    assert calls == [(tmp_path, tmp_path / "out", True, None)]
     assert capsys.readouterr().out == f"Exported: {tmp_path / 'out'}\n"
 
 
@@ -549,6 +506,8 @@ def test_help_names_every_command(capsys: Any):
         "chat",
         "export",
         "report",
+        "compare",
+        "dashboard",
         "schema",
     ]
     commands = shown[shown.index("Commands:") + 1 :]

@@ -386,7 +386,7 @@ def test_a_world_that_is_not_there_is_noticed(monkeypatch: pytest.MonkeyPatch):
         ("{", "is not JSON"),
         ('{"optimizer": {}}', "sets 'optimizer'"),
         ('{"scheduler": {}}', "sets 'scheduler'"),
-        ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3, which is not supported yet"),
+        ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage to 4; use 1, 2 or 3"),
         (None, "there is no file"),
     ],
 )

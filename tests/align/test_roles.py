@@ -196,6 +196,35 @@ def test_nothing_adds_zero_gradients(make_roles: MakeRoles, shake: Shake, lora: 
     assert all(parameter.grad is None for parameter in roles.parameters_of("policy"))
 
 
+@MODES
+@pytest.mark.parametrize("role", ["policy", "value"])
+def test_an_idle_rank_comes_the_same_way_as_the_others(
+    make_roles: MakeRoles, shake: Shake, lora: Lora | None, role: str
+):
+    """Its loss is 0 with gradients of exactly 0, which reach the same parameters in the same order
+    as those of rows: sharded gradients are summed in that order, some at a time."""
+    order: dict[str, list[str]] = {}
+    for way in ("idle", "rows"):
+        roles = all_four(make_roles, shake, lora)
+        names = {id(parameter): name for name, parameter in roles.named_parameters()}
+        reached = order.setdefault(way, [])
+        for parameter in roles.parameters_of(role):
+            parameter.register_post_accumulate_grad_hook(
+                lambda parameter, reached=reached: reached.append(names[id(parameter)])
+            )
+        if way == "idle":
+            loss = roles("idle", role, None)
+        elif role == "value":
+            loss = roles("values", role, BATCH).square().mean()
+        else:
+            loss = -roles("logprobs", role, BATCH).logprobs.mean()
+        loss.backward()
+        found = [p.grad for p in roles.parameters_of(role) if p.grad is not None]
+        assert any(bool(grad.any()) for grad in found) == (way == "rows")
+    assert order["idle"] == order["rows"]
+    assert len(order["idle"]) > 10
+
+
 def test_temperature_divides_the_logits(make_roles: MakeRoles):
     """log softmax(z / T)[y] of the whole conversation, from the model's own logits."""
     roles = make_roles()
