@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from align.base import checkpointed_layers
+from preference_data.piecewise import Attending, attending_now
 
 
 def adapted(module: nn.Module) -> list[BaseTunerLayer]:
@@ -75,8 +76,9 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
     """
     layers = checkpointed_layers(model) if torch.is_grad_enabled() else []
     before = [(layer.training, layer._gradient_checkpointing_func) for layer in layers]
+    config: Any = model.config
     for layer in layers:
-        layer._gradient_checkpointing_func = partial(_checkpointed, layer, layer.training)
+        layer._gradient_checkpointing_func = partial(_checkpointed, layer, config, layer.training)
         layer.training = True
     try:
         yield
@@ -85,10 +87,12 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
             layer.training, layer._gradient_checkpointing_func = training, function
 
 
-def _checkpointed(layer: Any, training: bool, forward: Callable[..., Any], *inputs: Any) -> Any:
-    """`forward(*inputs)` of the layer; the backward pass computes it again with the adapters that
-    are active now, whichever are active then."""
-    same = as_now(layer)
+def _checkpointed(
+    layer: Any, config: Any, training: bool, forward: Callable[..., Any], *inputs: Any
+) -> Any:
+    """`forward(*inputs)` of the layer; the backward pass computes it again with the adapters and
+    the attention that are active now, whichever are active then."""
+    same = _Both(as_now(layer), attending_now(config))
     layer.training = training
     try:
         return checkpoint(
@@ -99,6 +103,21 @@ def _checkpointed(layer: Any, training: bool, forward: Callable[..., Any], *inpu
         )
     finally:
         layer.training = True
+
+
+class _Both:
+    """Two contexts as one that can be entered again."""
+
+    def __init__(self, first: Active, second: Attending):
+        self._first, self._second = first, second
+
+    def __enter__(self) -> None:
+        self._first.__enter__()
+        self._second.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._second.__exit__(*error)
+        self._first.__exit__(*error)
 
 
 # --- folded in ------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """What a token of a packed batch may see, said in the words of each attention implementation.
 
-Models are called as transformers made them, with explicit positions. `sdpa` and `eager` get a dense
-mask, `flex_attention` a block mask. Flash attention takes no mask: its prompts are laid out again
-before each completion, one conversation after another with their lengths. The same is done, padded,
-for conversations that are longer than a model's window.
+Models are called as transformers made them, with explicit positions. On a CPU `sdpa` goes over
+the conversations piece by piece; elsewhere it gets a dense mask, as `eager` does, and
+`flex_attention` a block mask. Flash attention takes no mask: its prompts are laid out again before
+each completion, one conversation after another with their lengths. The same is done, padded, for
+conversations that are longer than a model's window.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preference_data import piecewise
 from preference_data.batches import UNUSED, PackedBatch
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -30,8 +32,16 @@ def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
     `model` is a transformers model for a task; its trunk (`base_model`) is called. Where tokens are
     UNUSED the states mean nothing.
     """
-    layout = _layout(model, batch)
-    states: Tensor = model.base_model(**layout.arguments, use_cache=False).last_hidden_state
+    states = None
+    if _goes_piecewise(model, batch):
+        layout = _compact(batch)
+        try:
+            states = _by_pieces(model, layout.arguments)
+        except piecewise.Lost as lost:
+            _without_pieces(model.config.model_type, str(lost))
+    if states is None:
+        layout = _layout(model, batch)
+        states = model.base_model(**layout.arguments, use_cache=False).last_hidden_state
     if layout.source is None:
         return states
     return states.flatten(0, 1)[layout.source].view(*batch.input_ids.shape, -1)
@@ -85,6 +95,51 @@ def _say_once(model_type: str, window: int) -> None:
         "%s attends to a window of %d tokens; batches with longer conversations are padded, which "
         "is slower than packing them.", model_type, window,
     )  # fmt: skip
+
+
+# --- piece by piece -------------------------------------------------------------------------------
+
+_MASKED: set[str] = set()
+"""Types of models whose attention does not learn of pieces."""
+
+
+def _goes_piecewise(model: Any, batch: PackedBatch) -> bool:
+    window = window_of(model.config)
+    return (
+        model.config._attn_implementation == "sdpa"
+        and batch.input_ids.device.type == "cpu"
+        and model.config.model_type not in _MASKED
+        and (window is None or int(batch.position_ids.max()) < window)
+    )
+
+
+def _compact(batch: PackedBatch) -> _Layout:
+    """All groups in one row, without the unused tokens."""
+    used, pieces = piecewise.pieces_of(batch)
+    source = used.new_zeros(batch.group.numel())
+    source[used] = torch.arange(len(used), device=used.device)
+    arguments = {
+        "input_ids": batch.input_ids.flatten()[used][None],
+        "position_ids": batch.position_ids.flatten()[used][None],
+        "attention_mask": None,
+        "pieces": pieces,
+    }
+    return _Layout(arguments, source)
+
+
+def _by_pieces(model: Any, arguments: dict[str, Any]) -> Tensor:
+    """Raises Lost if a layer went without them."""
+    piecewise.register()
+    with piecewise.Attending(model.config, piecewise.NAME):
+        states: Tensor = model.base_model(**arguments, use_cache=False).last_hidden_state
+    if arguments["pieces"].calls < model.config.get_text_config().num_hidden_layers:
+        raise piecewise.Lost("the pieces")
+    return states
+
+
+def _without_pieces(model_type: str, lost: str) -> None:
+    _MASKED.add(model_type)
+    log.info("%s attends under masks, for it does not take %s", model_type, lost)
 
 
 # --- masks ----------------------------------------------------------------------------------------

@@ -55,6 +55,14 @@ class Pass:
     """tokens whose logits are computed"""
     fused_head: bool = False
     """whether trl's head computes the logits, of all tokens"""
+    repeated: float | None = None
+    """keys that are laid again beside completions, which read their prompt and themselves, by
+    token; None where tokens attend under a mask"""
+
+    @property
+    def masked(self) -> float:
+        """Keys that the mask of a token names."""
+        return self.row if self.repeated is None else 0.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Activations:
 
     def backward(self, batch: Pass) -> float:
         """At the peak of a forward and backward pass, above weights, gradients and optimiser."""
-        kept, layers = self.kept(batch.row), self.base.num_hidden_layers
+        kept, layers = self.kept(batch.row, batch.repeated), self.base.num_hidden_layers
         held = self._around(batch)
         entries = self.base.hidden_size * self.size * layers if self.checkpointing else 0.0
         all_layers = (entries if self.checkpointing else kept * layers) * batch.tokens
@@ -84,7 +92,7 @@ class Activations:
     def forward(self, batch: Pass) -> float:
         """At the peak of a pass without gradients."""
         base = self.base
-        masks = batch.row * (1 + 1 + self.size)
+        masks = batch.masked * (1 + 1 + self.size)
         layer = (3 * base.intermediate_size + 2 * base.hidden_size) * self.size
         head = self._logits(batch.predicted)
         return batch.tokens * masks + max(batch.tokens * layer, head + self._hidden(batch))
@@ -94,7 +102,7 @@ class Activations:
         predict, cosine and sine of the positions, ids and places."""
         base = self.base
         norm = base.hidden_size * self._norm_size
-        return batch.tokens * (batch.row + norm + 2 * base.head_dim * self.size + 4 * 8) + (
+        return batch.tokens * (batch.masked + norm + 2 * base.head_dim * self.size + 4 * 8) + (
             self._hidden(batch)
         )
 
@@ -114,17 +122,32 @@ class Activations:
     def _drops(self) -> bool:
         return self.lora is not None and self.dropout and self.lora.dropout > 0
 
-    def kept(self, row: float) -> float:
-        """Bytes of a token by a layer, in rows of so many tokens."""
+    def kept(self, row: float, repeated: float | None = None) -> float:
+        """Bytes of a token by a layer, in rows of so many tokens; or piece by piece, with so many
+        keys and values a token laid again (see `Pass`)."""
         base, size = self.base, self.size
         norms = 2 * (base.hidden_size * self._norm_size + (4 if base.rms_norm else 2 * size))
         if self.lora is None and base.rms_norm:
             norms += 2 * base.hidden_size * size
         if base.query_norms:
             norms += (base.query_size + base.key_size) * self._norm_size
-        attention = 4 * base.query_size * size + 4 * base.num_attention_heads + row * size
+        attention = 4 * base.query_size * size + 4 * base.num_attention_heads
+        attention += row * size if repeated is None else self._pieces(repeated)
         steps = 3 if base.gated else ACTIVATION_STEPS.get(base.activation, 1)
         return norms + attention + steps * base.intermediate_size * size + self._inputs()
+
+    def _pieces(self, repeated: float) -> float:
+        """Keys and values laid again, and the pieces' outputs in one, if the layer after them keeps
+        what it reads."""
+        reads = self.lora is None or (
+            self.folded and bool(self._adapted() & {"o_proj", "c_proj", "dense", "out_proj"})
+        )
+        return (2 * repeated + reads) * self.base.query_size * self.size
+
+    def _adapted(self) -> set[str]:
+        """Names of the layers with adapters."""
+        assert self.lora is not None
+        return {name.rpartition(".")[2] for name, _, _ in self.base.adapted(self.lora)}
 
     def _inputs(self) -> float:
         """Of the linear layers, by token and layer."""
@@ -136,7 +159,7 @@ class Activations:
         if not self.folded:
             copies = sum(into for _, into in adapted) / count
             return 4 * (copies * (2 if self._drops else 1) + len(adapted) / count * self.lora.r)
-        names = {name for name, _ in adapted}
+        names = self._adapted()
         wide = {into for _, into in adapted if into == base.intermediate_size}
         before = bool(names & {"q_proj", "k_proj", "v_proj", "c_attn", "query_key_value"})
         inside = bool(names & {"gate_proj", "up_proj", "c_fc", "dense_h_to_4h", "gate_up_proj"})

@@ -129,7 +129,8 @@ def _changes(estimator: Estimator, step: str) -> Iterator[_Change]:
     if trains and config.lora is None and config.steps[step].kind != "pretrain":
         yield _Change("lora", "lora={r: 16}", lambda e: _with(e, lora=Lora()))
     if trains and estimator.sharding.stage is None:
-        for stage in (1, 2):
+        # Adapters are too small for ZeRO 3 to save anything.
+        for stage in (1, 2, 3) if config.lora is None else (1, 2):
             for ranks in (2, 4, 8):
                 sharding = Sharding(ranks, stage)
                 yield _Change(

@@ -61,12 +61,13 @@ def sharded_optimizer_of(engine: Any) -> float:
     return optimizer_of(inner.state) + bytes_of(_tensors(shares))
 
 
-def held_by_trainer(trainer: Any) -> dict[str, float]:
-    """Of transformers' Trainer after its training; its gradients are gone by then."""
+def held_by_trainer(trainer: Any, resident: nn.Module) -> dict[str, float]:
+    """Of transformers' Trainer after its training, and of the model that it is a part of; its
+    gradients are gone by then."""
     sharded = trainer.deepspeed
     states = trainer.optimizer.state if sharded is None else {}
     return {
-        "parameters": parameters_of(trainer.model),
+        "parameters": parameters_of(resident),
         "optimizer": optimizer_of(states) if sharded is None else sharded_optimizer_of(sharded),
     }
 

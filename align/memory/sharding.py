@@ -10,7 +10,11 @@ With n trained numbers of t bytes each, f bytes of frozen weights and W ranks (R
 | ZeRO 0, bfloat16 | f + n t | n t | 12 n: moments and weights in float32 |
 | ZeRO 1 | f + n t | n t | 12 n / W |
 | ZeRO 2 | f + n t | n t / W | 12 n / W |
-| ZeRO 3 | (f + n t) / W | n t / W | 12 n / W |
+| ZeRO 3 | f + n t / W | n t / W | 12 n / W |
+
+ZeRO 3 shards what is trained; frozen weights are whole on each rank, so that one samples and asks
+the reference without gathering them. Where transformers' Trainer is given both (sft of an adapter),
+DeepSpeed shards the frozen weights, too: (f + n t) / W.
 
 ZeRO 1 to 3 hold the rank's share of the weights a second time, in float32, also where the weights
 are float32 themselves.
@@ -39,8 +43,11 @@ class Held:
     optimizer: float
 
 
-def held(frozen: float, trained: float, size: int, sharding: Sharding) -> Held:
-    """Of `frozen` bytes of weights and `trained` numbers of `size` bytes each."""
+def held(
+    frozen: float, trained: float, size: int, sharding: Sharding, all_sharded: bool = False
+) -> Held:
+    """Of `frozen` bytes of weights and `trained` numbers of `size` bytes each; `all_sharded` says
+    whether ZeRO 3 has the frozen ones, too."""
     stage, ranks = sharding.stage, sharding.world_size
     weights, own = frozen + trained * size, trained * size
     if stage is None or (stage == 0 and size == 4):
@@ -48,7 +55,11 @@ def held(frozen: float, trained: float, size: int, sharding: Sharding) -> Held:
     if stage == 0:
         return Held(weights, own, 12 * trained)
     return Held(
-        parameters=weights / ranks if stage == 3 else weights,
+        parameters=_sharded(frozen, own, ranks, all_sharded) if stage == 3 else weights,
         gradients=own if stage == 1 else own / ranks,
         optimizer=12 * trained / ranks,
     )
+
+
+def _sharded(frozen: float, own: float, ranks: int, all_sharded: bool) -> float:
+    return (frozen + own) / ranks if all_sharded else frozen + own / ranks

@@ -96,7 +96,8 @@ class Estimator:
     def _phases(self, step: Step) -> Iterator[Use]:
         if isinstance(step, Pretrain | SFT):
             batch, whole = self._text_pass(step, step.train), isinstance(step, Pretrain)
-            yield from self._training(batch, self._parts_of(step.train), whole=whole)
+            parts = self._parts_of(step.train)
+            yield from self._training(batch, parts, whole=whole, by_trainer=True)
         elif isinstance(step, Reward | DPO):
             batch, parts = self._ranking_pass(step, step.train)
             yield from self._training(batch, parts, _models(step))
@@ -127,21 +128,38 @@ class Estimator:
     def _own_size(self) -> int:
         return self._size if self.config.lora is None else 4
 
-    def _held(self, roles: int, trained: int, whole_base: bool = False) -> Held:
+    def _held(
+        self, roles: int, trained: int, whole_base: bool = False, by_trainer: bool = False
+    ) -> Held:
         """With `roles` of their own weights, `trained` of which get a gradient. `whole_base` is
-        pretraining, which has no role."""
+        pretraining, which has no role; `by_trainer` says whether transformers' Trainer has the base
+        below an adapter."""
         if whole_base:
             return held(0.0, self.base.parameters, self._size, self.sharding)
         frozen = self._base_bytes + (roles - trained) * self._own * self._own_size
-        return held(frozen, trained * self._own, self._own_size, self.sharding)
+        lora = self.config.lora is not None
+        return held(frozen, trained * self._own, self._own_size, self.sharding, by_trainer and lora)
 
-    def _weights(self, phase: str, roles: int, trained: int = 0, whole_base: bool = False) -> Use:
+    def _weights(
+        self, phase: str, roles: int, trained: int = 0, whole_base: bool = False,
+        by_trainer: bool = False,
+    ) -> Use:  # fmt: skip
         """Weights alone, with the share of the adapters told apart."""
-        found = self._held(roles, trained, whole_base)
+        found = self._held(roles, trained, whole_base, by_trainer)
         lora = self.config.lora is not None and not whole_base
         shared = self.sharding.world_size if self.sharding.stage == 3 else 1
-        adapters = roles * self._own * self._own_size / shared if lora else 0.0
+        adapters = (roles - trained + trained / shared) * self._own * self._own_size
+        adapters = adapters if lora else 0.0
         return Use(phase, found.parameters - adapters, adapters)
+
+    def _gathered(self, trained: int = 1, by_layer: bool = False) -> float:
+        """What ZeRO 3 makes whole beside its shards in a pass: adapters and the language heads of
+        copies at once, all else `by_layer`."""
+        if self.sharding.stage != 3:
+            return 0.0
+        if self.config.lora is None or by_layer:
+            return float((trained + 1) * self.base.largest * self._size)
+        return float(trained * self._own * self._own_size)
 
     def _check(self, step: Step) -> Use:
         """A save is proved by loading it beside the model: base and role once more."""
@@ -168,12 +186,15 @@ class Estimator:
         )
 
     def _training(
-        self, batch: Pass, parts: int, models: int = 1, whole: bool = False
-    ) -> Iterator[Use]:
+        self, batch: Pass, parts: int, models: int = 1, whole: bool = False,
+        by_trainer: bool = False,
+    ) -> Iterator[Use]:  # fmt: skip
         """Steps of an optimiser on one role, in `parts` backward passes each."""
-        found = self._held(models, 1, whole)
+        found = self._held(models, 1, whole, by_trainer)
+        weights = self._weights("training", models, 1, whole, by_trainer)
         use = replace(
-            self._weights("training", models, 1, whole),
+            weights,
+            parameters=weights.parameters + self._gathered(by_layer=whole or by_trainer),
             optimizer=found.optimizer,
             gradients=found.gradients if parts > 1 else 0.0,
             activations=self._activations(whole_base=whole).backward(batch),
@@ -185,6 +206,7 @@ class Estimator:
         yield replace(
             use,
             phase="optimizer step",
+            parameters=weights.parameters,
             gradients=found.gradients,
             activations=self._stepping(found, whole),
         )
@@ -222,7 +244,14 @@ class Estimator:
         largest, parts = self._part(lengths, train.train_batch_size, train.tokens_per_forward, 1)
         answered = known.answered if known else 2 / 3
         predicted = largest.used * answered if isinstance(train, DPOTrain) else 0.0
-        return Pass(largest.tokens, largest.row, predicted), parts
+        return self._packed(largest, predicted, known.repeated if known else 4 / 3), parts
+
+    def _packed(self, part: Layout, predicted: float, repeated: float) -> Pass:
+        """On a CPU without unused tokens and masks, unless other attention than sdpa is asked for
+        (`preference_data.piecewise`)."""
+        if self.on_gpu or self.config.base.attention not in ("auto", "sdpa"):
+            return Pass(part.tokens, part.row, predicted)
+        return Pass(part.used, part.row, predicted, repeated=repeated)
 
     def _part(
         self, lengths: tuple[int, ...], members: int, tokens: int, alone: int
@@ -239,7 +268,9 @@ class Estimator:
         train = step.train
         roles, trained = _roles(step, self.config), _trained(step)
         found = self._held(roles, trained)
-        weights = replace(self._weights("", roles, trained), optimizer=found.optimizer)
+        sharded = replace(self._weights("", roles, trained), optimizer=found.optimizer)
+        whole = self._held(roles, 0).parameters - found.parameters + self._shards(trained)
+        weights = replace(sharded, parameters=sharded.parameters + whole)
         prompts = self._prompts(step.data, train.max_prompt_length)
         longest, new = max(prompts), train.max_new_tokens
         yield self._sampling(weights, train, longest)
@@ -249,14 +280,24 @@ class Estimator:
         responses = train.responses_per_iteration()
         step_of = max(1, responses // train.minibatches)
         part, _ = self._part(lengths, step_of, train.tokens_per_forward, 2)
-        use = replace(weights, phase="update", gradients=found.gradients)
-        batch = Pass(part.tokens, part.row, part.used * share)
+        use = replace(sharded, phase="update", gradients=found.gradients)
+        use = replace(use, parameters=use.parameters + self._gathered(trained))
+        batch = self._packed(part, part.used * share, 1.0)
         yield replace(use, activations=acts.backward(batch))
         mine = max(1, min(responses, train.rollout_batch_size or responses))
         used = min(float(train.tokens_per_forward), mine * sum(lengths) / len(lengths))
-        batch = Pass(used * part.tokens / part.used, part.row, used * share)
+        more = used / part.used
+        read = Layout(round(part.tokens * more), part.row, round(used))
+        batch = self._packed(read, used * share, 1.0)
         yield replace(weights, phase="scoring", activations=acts.forward(batch))
-        yield replace(use, phase="optimizer step", activations=self._stepping(found, False))
+        step_use = replace(use, parameters=sharded.parameters, phase="optimizer step")
+        yield replace(step_use, activations=self._stepping(found, False))
+
+    def _shards(self, trained: int) -> float:
+        """Of the trained roles' weights under ZeRO 3, which it keeps while they are whole."""
+        if self.sharding.stage != 3:
+            return 0.0
+        return trained * self._own * self._own_size / self.sharding.world_size
 
     def _prompts(self, source: str, longest: int) -> list[int]:
         """Lengths of a sample of prompts; the longest possible where none is known."""
@@ -291,7 +332,8 @@ class Estimator:
         prompt = max(self._prompts(step.data, step.max_prompt_length))
         rows = math.ceil(step.prompts / self.sharding.world_size)
         length = prompt + step.max_new_tokens
-        read = Pass(READ_AT_ONCE, min(READ_AT_ONCE, ROW_STRETCH * length), READ_AT_ONCE / 2)
+        row = round(min(READ_AT_ONCE, ROW_STRETCH * length))
+        read = self._packed(Layout(READ_AT_ONCE, row, READ_AT_ONCE), READ_AT_ONCE / 2, 1.0)
         sampling = acts.sampling(rows, rows, prompt, length)
         return replace(
             self._weights("sampling", _roles(step, self.config)),

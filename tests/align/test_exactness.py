@@ -20,7 +20,7 @@ from torch import Tensor
 from align.base import load_base
 from align.config import Base, ConfigError, Lora
 from align.roles import Roles
-from preference_data import attention
+from preference_data import attention, piecewise
 from preference_data.attention import hidden_states
 from preference_data.batches import Group, PackedBatch, pack
 from preference_data.records import Prompt, Response
@@ -184,11 +184,25 @@ def show(what: str, found: dict[str, float]) -> None:
 # --- every architecture ---------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["piecewise", "masked"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How conversations in one row are kept apart: as on a CPU, or under a mask as on a GPU."""
+    if request.param == "masked":
+        monkeypatch.setattr(attention, "_goes_piecewise", lambda *_: False)
+    return request.param
+
+
 @MODES
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # GPT-2; peft then sets it
-def test_packed_is_alone(family: str, lora: Lora | None, renderer: Renderer, groups: list[Group]):
+def test_packed_is_alone(
+    family: str, lora: Lora | None, way: str, renderer: Renderer, groups: list[Group],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
     roles = build(*FAMILIES[family], renderer, lora)
+    taken: list[int] = []
+    attended = piecewise._attended
+    monkeypatch.setattr(piecewise, "_attended", lambda *a: taken.append(len(a[0])) or attended(*a))
     theirs = alone(roles, groups)
     # The model tells the conversations and the tokens apart, and so do the gradients.
     assert theirs.scores.std() > 0.3
@@ -196,9 +210,10 @@ def test_packed_is_alone(family: str, lora: Lora | None, renderer: Renderer, gro
     assert max(float(gradient.abs().max()) for gradient in gradients(roles, theirs)) > 0.05
     for row_tokens in (1, 2000):  # a group a row, and all of them in one
         found = deviations(roles, packed(roles, groups, row_tokens), theirs)
-        show(f"{family}, {'full' if lora is None else 'lora'}, {row_tokens}", found)
+        show(f"{family}, {way}, {'full' if lora is None else 'lora'}, {row_tokens}", found)
         for name, deviation in found.items():
             assert deviation <= EXACT, name
+    assert bool(taken) == (way == "piecewise" and "narrow" not in family)
 
 
 @MODES
@@ -206,7 +221,7 @@ def test_packed_is_alone(family: str, lora: Lora | None, renderer: Renderer, gro
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # 5.23's name
 def test_checkpointed_is_alone(
-    family: str, lora: Lora | None, renderer: Renderer, groups: list[Group]
+    family: str, lora: Lora | None, way: str, renderer: Renderer, groups: list[Group]
 ):
     """With layers computed a second time in the backward pass, packed; without it, alone."""
     roles = build(*FAMILIES[family], renderer, lora)
@@ -268,7 +283,7 @@ def load(path: str, attention: Any = "auto") -> Any:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox", "gemma", "gemma3"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_either_attention_is_alone(
-    family: str, attention: str, groups: list[Group], tmp_path: Path
+    family: str, attention: str, way: str, groups: list[Group], tmp_path: Path
 ):
     """Eager attention adds its mask: a bool would hide nothing, and be off by more than 1."""
     kind, settings = FAMILIES[family]

@@ -36,7 +36,7 @@ from align.roles import Roles
 from align.schedules import SCHEDULES
 from align.stages import evaluate
 from align.training import ParameterGroup
-from preference_data import batches
+from preference_data import attention, batches
 from preference_data.batches import Group, pack, split_evenly
 from preference_data.records import Judgement, Prompt, Response
 from preference_data.rendering import Renderer
@@ -158,14 +158,25 @@ def kept_by(roles: Roles, batch: Any) -> float:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", ADAPTERS)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("repeated", [1.0, 1.35, None])
 def test_a_layer_keeps_what_autograd_keeps(
-    folder_of: Callable[..., Path], renderer: Renderer, name: str, lora: str, dtype: Any
-):
-    """The difference between models of 3 layers and of 2 is what a layer keeps."""
+    folder_of: Callable[..., Path], renderer: Renderer, name: str, lora: str, dtype: Any,
+    repeated: float | None, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """The difference between models of 3 layers and of 2 is what a layer keeps: piece by piece with
+    one answer (1 key again for each of 23) or two (3 + 20 and 3 + 11 for 34 tokens), or masked."""
+    if repeated is None:
+        monkeypatch.setattr(attention, "_goes_piecewise", lambda *_: False)
     layers = "n_layer" if name == "gpt2" else "num_hidden_layers"
     chance = random.Random(0)
-    groups = [Group((5, 6, 7), (tuple(chance.choices(range(9, 99), k=20)),)) for _ in range(9)]
+    answers = [20, 11] if repeated == 1.35 else [20]
+    groups = [
+        Group((5, 6, 7), tuple(tuple(chance.choices(range(9, 99), k=size)) for size in answers))
+        for _ in range(9)
+    ]
     batch = pack(groups)
+    if repeated == 1.35:
+        repeated = (3 + 20 + 3 + 11) / 34
     folders = [folder_of(name, **{layers: count}) for count in (2, 3)]
     found = []
     for folder in folders:
@@ -175,12 +186,11 @@ def test_a_layer_keeps_what_autograd_keeps(
     base = read_architecture(Base(model=str(folders[0])), folders[0])
     size = 4 if dtype == "float32" else 2
     acts = Activations(base, size, ADAPTERS[lora], checkpointing=False)
-    tokens = batch.input_ids.numel()
+    tokens = batch.input_ids.numel() if repeated is None else batch.tokens
     row = batch.input_ids.shape[1]
-    apart = acts.backward(Pass(2 * tokens, row)) - acts.backward(Pass(tokens, row))
-    outside = acts.backward(Pass(tokens, row)) - apart  # all is proportional to the tokens
-    assert outside == pytest.approx(0, abs=1e-6)
-    assert acts.kept(row) * tokens == pytest.approx(found[1] - found[0], rel=0.02)
+    one, two = (acts.backward(Pass(n * tokens, row, repeated=repeated)) for n in (1, 2))
+    assert two - 2 * one == pytest.approx(0, abs=1e-6)  # all is proportional to the tokens
+    assert acts.kept(row, repeated) * tokens == pytest.approx(found[1] - found[0], rel=0.02)
 
 
 def test_a_layer_by_hand(folder_of: Callable[..., Path]):
@@ -220,7 +230,7 @@ def test_the_cache_by_hand(folder_of: Callable[..., Path]):
         (0, 4, Held(4400, 4000, 8000)),
         (1, 4, Held(4400, 4000, 3000)),
         (2, 4, Held(4400, 1000, 3000)),
-        (3, 4, Held(1100, 1000, 3000)),
+        (3, 4, Held(1400, 1000, 3000)),
         (1, 1, Held(4400, 4000, 12000)),
     ],
 )
@@ -228,6 +238,12 @@ def test_theory_by_hand(stage: int | None, ranks: int, expected: Held):
     """1000 trained numbers of 4 bytes and 400 frozen bytes: weights 4400, gradients 4000, two
     moments 8000; ZeRO adds a float32 copy (12 bytes a number) and divides by 4."""
     assert held(400, 1000, 4, Sharding(ranks, stage)) == expected
+
+
+def test_zero_3_shards_frozen_weights_of_a_trainer():
+    """(400 + 4000) / 4; other stages do not."""
+    assert held(400, 1000, 4, Sharding(4, 3), all_sharded=True).parameters == 1100
+    assert held(400, 1000, 4, Sharding(4, 2), all_sharded=True).parameters == 4400
 
 
 def test_half_precision_under_zero_has_weights_in_float32():

@@ -1,0 +1,163 @@
+"""Attention piece by piece: the numbers and gradients of a mask, at the cost of what is seen."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from preference_data import attention
+from preference_data.attention import dense_mask, hidden_states
+from preference_data.batches import Group, PackedBatch, pack
+from preference_data.piecewise import Attending, Lost, attend, attending_now, pieces_of
+
+GROUPS = [
+    Group((5, 6, 7), ((8, 9), (10,))),
+    Group((11,), ((12, 13, 14),)),
+    Group((15, 16), ((17,), (18, 19), (20, 21, 22), (17,))),
+]
+
+
+def test_pieces_of_a_batch_by_hand():
+    """The groups have 6, 4 and 9 tokens: in rows of 10 the third has the first row, whose last
+    token is unused, and the others fill the second."""
+    batch = pack(GROUPS, row_tokens=10)
+    used, pieces = pieces_of(batch)
+    assert pieces.sizes == [2, 1, 2, 3, 1, 3, 2, 1, 1, 3]
+    assert pieces.prompts == [None, 0, 0, 0, 0, None, 5, 5, None, 8]
+    assert batch.input_ids.flatten()[used].tolist() == [
+        15, 16, 17, 18, 19, 20, 21, 22, 17, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
+    ]  # fmt: skip
+    assert len(used) == 19 == batch.tokens < batch.input_ids.numel()
+
+
+@pytest.mark.parametrize("shared", [1, 3])
+@pytest.mark.parametrize("row_tokens", [1, 10, 100])
+def test_it_is_attention_under_the_mask(shared: int, row_tokens: int):
+    """Outputs and gradients, also where several heads share their keys and values."""
+    batch = pack(GROUPS, row_tokens)
+    used, pieces = pieces_of(batch)
+    generator = torch.Generator().manual_seed(0)
+    heads, width = 2 * shared, 4
+    shapes = ((heads, width), (2, width), (2, width))
+    ours = [
+        torch.randn(1, count, len(used), size, generator=generator, requires_grad=True)
+        for count, size in shapes
+    ]
+    query, key, value = ours
+    found, _ = attend(types.SimpleNamespace(), query, key, value, None, scaling=0.3, pieces=pieces)
+    laid = [part.new_zeros(1, part.shape[1], batch.group.numel(), width) for part in ours]
+    theirs = [
+        empty.index_copy(2, used, part)
+        .view(part.shape[1], *batch.group.shape, width)
+        .transpose(0, 1)
+        for empty, part in zip(laid, ours, strict=True)
+    ]  # [S, H, T, D]
+    theirs[1:] = [part.repeat_interleave(shared, dim=1) for part in theirs[1:]]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *theirs, attn_mask=dense_mask(batch), scale=0.3
+    )
+    expected = expected.transpose(1, 2).flatten(0, 1)[used][None]  # [1, N, H, D]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    weights = torch.randn(found.shape, generator=generator)
+    for mine, other in zip(
+        torch.autograd.grad((weights * found).sum(), ours),
+        torch.autograd.grad((weights * expected).sum(), ours), strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+class Attended(TorchDispatchMode):
+    """Counts (queries * keys) of what attention kernels are given, and the tokens of embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs, self.tokens = 0, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        name = str(function)
+        if "scaled_dot_product" in name and "backward" not in name:
+            self.pairs += args[0].shape[0] * args[0].shape[2] * args[1].shape[2]
+        if "embedding" in name and "backward" not in name:
+            self.tokens = max(self.tokens, args[1].numel())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def llama() -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=50, max_position_embeddings=64,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+def states(model: Any, batch: PackedBatch) -> Tensor:
+    return hidden_states(model, batch).flatten(0, 1)[batch.last_at]
+
+
+def test_no_unused_token_is_computed_and_nobody_looks_at_other_groups(llama: Any):
+    """A layer's pairs: of the groups 9 + 2 * 5 + 1 * 4 (3 queries see 3 keys, 2 see 5, 1 sees 4),
+    1 + 3 * 4, and 4 + 3 + 2 * 4 + 3 * 5 + 3; under a mask two rows of 10 by 10."""
+    batch = pack(GROUPS, row_tokens=10)
+    seen = (9 + 10 + 4) + (1 + 12) + (4 + 3 + 8 + 15 + 3)
+    with Attended() as piecewise_, torch.no_grad():
+        states(llama, batch)
+    assert (piecewise_.pairs, piecewise_.tokens) == (2 * seen, 19)
+
+
+def test_a_model_that_keeps_its_arguments_to_itself_attends_under_the_mask(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """It would read its neighbours in the row without a word."""
+    monkeypatch.setattr(attention, "_MASKED", set())
+    batch = pack(GROUPS)
+    with torch.no_grad():
+        expected = states(llama, batch)
+        trunk = type(llama.base_model)
+        forward = trunk.forward
+        monkeypatch.setattr(
+            trunk, "forward",
+            lambda self, pieces=None, **arguments: forward(self, **arguments),
+        )  # fmt: skip
+        torch.testing.assert_close(states(llama, batch), expected, rtol=0, atol=1e-6)
+    assert {"llama"} == attention._MASKED
+    assert llama.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("module", "more"),
+    [
+        ({}, {"softcap": 30.0}),
+        ({}, {"s_aux": torch.zeros(2)}),
+        ({"is_causal": False}, {}),
+        ({}, {"is_causal": False}),
+        ({}, {"pieces": None}),
+    ],
+)
+def test_what_is_more_than_causal_attention_is_lost(module: dict[str, Any], more: dict[str, Any]):
+    _, pieces = pieces_of(pack(GROUPS))
+    part = torch.zeros(1, 2, 19, 4)
+    with pytest.raises(Lost):
+        attend(
+            types.SimpleNamespace(**module), part, part, part, None, **{"pieces": pieces, **more}
+        )
+
+
+def test_a_context_of_an_attention_can_be_entered_within_itself():
+    config = types.SimpleNamespace(_attn_implementation="sdpa")
+    then = attending_now(config)
+    with Attending(config, "piecewise"):
+        now = attending_now(config)
+        with then, now, now:
+            assert config._attn_implementation == "piecewise"
+        with then:
+            assert config._attn_implementation == "sdpa"
+    assert config._attn_implementation == "sdpa"
