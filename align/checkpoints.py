@@ -5,9 +5,10 @@ each with its checksum, and no pickle. It is written aside, synced and renamed, 
 are kept, so that a kill at any moment leaves a whole one. It names the fingerprint of its step;
 that of another configuration is never used. A step that ends removes them all.
 
-ppo, reward and dpo have them. pretrain and sft (trl's own loop), and every step under DeepSpeed,
-start again when they are interrupted. On a CPU the resumed run equals an uninterrupted one to the
-last bit, but for what a clock measures.
+ppo, reward and dpo have them, also under DeepSpeed (align/sharded_state.py), in the same form, so
+that any number of ranks goes on with what any other wrote. pretrain and sft (trl's own loop) start
+again when they are interrupted. On a CPU the resumed run equals an uninterrupted one to the last
+bit, but for what a clock measures.
 
 Importing this module does not load torch: `align plan` asks for the newest checkpoint.
 """

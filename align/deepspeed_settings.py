@@ -95,6 +95,14 @@ def wants_bf16(config: Config) -> bool:
     return config.base.dtype == "bfloat16" and config.lora is None
 
 
+def resumable(config: Config) -> bool:
+    """Whether steps that have checkpoints have them under `config.deepspeed`: not without ZeRO, if
+    DeepSpeed holds float32 copies of bfloat16 weights."""
+    if config.deepspeed is None or not wants_bf16(config):
+        return True
+    return stage_of(read(config.deepspeed)) > 0
+
+
 # --- what does not go together --------------------------------------------------------------------
 
 
@@ -114,24 +122,22 @@ def _impossible(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"sets zero_optimization.{key} to no object."
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
-        yield f"sets zero_optimization.stage to {json.dumps(stage)}; use 1 or 2."
-    if stage == 3:
-        yield "asks for ZeRO stage 3, which is not supported yet; use 1 or 2."
+        yield f"sets zero_optimization.stage to {json.dumps(stage)}; use 1, 2 or 3."
     if settings.get("fp16", {}).get("enabled") is True:
         yield (
             "sets fp16.enabled, whose loss scaling skips optimiser steps that are counted here; "
             'set it to false, and base.dtype to "bfloat16".'
         )
     if (zero.get("offload_param") or {}).get("device", "none") != "none":
-        yield "sets zero_optimization.offload_param, which only ZeRO stage 3 has; remove it."
+        yield "sets zero_optimization.offload_param, which is not supported; remove it."
     device = (zero.get("offload_optimizer") or {}).get("device", "none")
     if device not in ("none", "cpu"):
         yield (
-            f"sets zero_optimization.offload_optimizer.device to {device!r}, which only ZeRO stage "
-            f"3 has; use 'cpu'."
+            f"sets zero_optimization.offload_optimizer.device to {device!r}, which is not "
+            f"supported; use 'cpu'."
         )
-    if device == "cpu" and stage not in (1, 2):
-        yield "sets zero_optimization.offload_optimizer, but no ZeRO stage; set stage to 1 or 2."
+    if device == "cpu" and stage not in (1, 2, 3):
+        yield "sets zero_optimization.offload_optimizer, but no ZeRO stage; set stage to 1, 2 or 3."
     if settings.get("zero_force_ds_cpu_optimizer") is True:
         yield (
             "sets zero_force_ds_cpu_optimizer, but the optimiser is torch's AdamW; set it to false."

@@ -49,6 +49,7 @@ class Engine:
         self.checkpoints = Checkpoints()
         """Of the step that runs; the pipeline puts them here."""
         self._trainer: Any = None
+        self._resident: Any = None
         self.held: dict[str, float] = {}
         """Bytes that the step's training holds on this rank, by what they are."""
 
@@ -181,9 +182,10 @@ class Engine:
             )
         return arguments
 
-    def check_trainer(self, trainer: Any) -> None:
+    def check_trainer(self, trainer: Any, resident: nn.Module | None = None) -> None:
         """Raises RuntimeError if a Trainer runs otherwise than it was told: accelerate switches
-        ZeRO off, or takes itself for alone, without a word."""
+        ZeRO off, or takes itself for alone, without a word. `resident` is what is in memory with
+        its model, this among it."""
         kind = str(trainer.accelerator.distributed_type.value)
         if (kind == "DEEPSPEED") != (self.deepspeed is not None):
             wanted = "with" if self.deepspeed is not None else "without"
@@ -193,15 +195,23 @@ class Engine:
                 f"accelerate sees {trainer.accelerator.num_processes} processes of "
                 f"{self.world_size}."
             )
-        self._trainer = trainer
+        self._trainer, self._resident = trainer, resident
 
     def forget_trainer(self) -> None:
         """Lets the next Trainer build its own accelerator state."""
         from accelerate.state import AcceleratorState, GradientState
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         if self._trainer is not None:
-            self.note_held(**measured.held_by_trainer(self._trainer))
-            self._trainer = None
+            resident = self._trainer.model if self._resident is None else self._resident
+            self.note_held(**measured.held_by_trainer(self._trainer, resident))
+            if self.deepspeed is not None:
+                from align.sharded_training import end_sharding
+
+                end_sharding(self._trainer.deepspeed)
+                # Else transformers would shard the next model that it loads.
+                unset_hf_deepspeed_config()
+            self._trainer = self._resident = None
         AcceleratorState._reset_state()
         GradientState._reset_state()
 

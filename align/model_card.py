@@ -81,7 +81,9 @@ def model_card(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, cell=cell, basename=lambda path: Path(path).name)
+    environment.filters.update(
+        number=number, cell=cell, fence=fence, basename=lambda path: Path(path).name
+    )
     lineage = trace(made, run)
     own = mapping_or_empty(mapping_or_empty(run.config.get("steps")).get(made.name))
     data = {name: mapping_or_empty(one) for name, one in _section(run, "data").items()}
@@ -170,7 +172,7 @@ def _command(command: str) -> str:
 
 def shown(text: str) -> str:
     """A recorded text with each absolute path in it cut to its last part."""
-    return re.sub(r"(?<![\w:/.~-])/[^\s:'\",]*/(?=[^\s/])", "", text)
+    return re.sub(r"(?<![\w:/.~-])(?:file://)?/[^\s:'\",]*/(?=[^\s/])", "", text)
 
 
 def _rewards_of(step: Mapping[str, Any]) -> list[str]:
@@ -266,6 +268,11 @@ def intervals(metrics: Mapping[str, float]) -> Iterator[tuple[str, float, str]]:
 def cell(value: Any) -> str:
     """Any value as text that stays within one cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+
+
+def fence(text: str) -> str:
+    """A fence for a block of Markdown that nothing in the text can end."""
+    return "~" * max(4, *(1 + len(run) for run in re.findall("~*", text)))
 
 
 def _chat_template(weights: Path) -> str:

@@ -96,8 +96,8 @@ class Pipeline:
             if task.kind == "base" and not base_is_ours(self.config):
                 continue
             state, reason = ("run", "asked for") if task.name in again else task.state()
-            if state == "resume" and self.config.deepspeed:
-                state, reason = "run", "interrupted, starts again under DeepSpeed"
+            if state == "resume" and not deepspeed_settings.resumable(self.config):
+                state, reason = "run", "interrupted, starts again under DeepSpeed without ZeRO"
             if state != "run" and stale & set(task.inputs):
                 state, reason = "run", f"{', '.join(sorted(stale & set(task.inputs)))} will run"
             if state != "done":
@@ -310,7 +310,8 @@ class Pipeline:
         log.info("%s …", task.name)
         found = checkpoints.newest(task.folder, task.fingerprint)
         complete = (task.folder / "artifact.json").exists()
-        if found is not None and not (again or complete or self.config.deepspeed):
+        resumable = deepspeed_settings.resumable(self.config)
+        if found is not None and resumable and not (again or complete):
             return found.seconds
         if task.name in self.config.steps and task.folder.is_dir() and not (again or complete):
             log.warning("%s starts again: %s", task.name, self._why_anew(task))
@@ -326,8 +327,8 @@ class Pipeline:
         """Why a step that was interrupted does not go on where it was."""
         if task.kind not in checkpoints.RESUMABLE:
             return f"a step of kind {task.kind} has no checkpoints"
-        if self.config.deepspeed:
-            return "there are no checkpoints under DeepSpeed"
+        if not deepspeed_settings.resumable(self.config):
+            return "there are no checkpoints in bfloat16 under DeepSpeed without ZeRO"
         if (task.folder / checkpoints.FOLDER).is_dir():
             return "its checkpoints are damaged, or were made with other settings or inputs"
         return "it was interrupted before its first checkpoint"

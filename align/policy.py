@@ -17,7 +17,7 @@ from align.logits import sample_inverse_cdf
 from align.progress import tracked
 from preference_data.records import Message, Prompt
 from preference_data.rendering import Renderer
-from reward_models.folders import find_base, weights_folder
+from reward_models.folders import base_under, weights_folder
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch when less than this share of it is still running."""
@@ -232,11 +232,10 @@ def load_policy(
     device = device or "cpu"
     dtype = torch.float32 if device == "cpu" else "auto"
     if (folder / "adapter_config.json").is_file():
-        named = base or str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-        found = base or find_base(named, [folder.absolute().parents[1]])
-        if found is None:
-            raise FileNotFoundError(f"{named}, the base under {path}, is not there.")
-        model: Any = AutoModelForCausalLM.from_pretrained(found, dtype=dtype)
+        config = PeftConfig.from_pretrained(str(folder))
+        found = base or base_under(folder, str(config.base_model_name_or_path))
+        revision = None if base else config.revision
+        model: Any = AutoModelForCausalLM.from_pretrained(found, revision=revision, dtype=dtype)
         model = PeftModel.from_pretrained(model, str(folder)).get_base_model()
     elif (folder / "config.json").is_file():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

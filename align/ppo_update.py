@@ -14,6 +14,7 @@ from align import losses
 from align.config import PPOTrain
 from align.engine import Engine
 from align.ppo_invariants import check_ratio
+from align.progress import tracked
 from align.ptx import Demonstrations
 from align.roles import Roles
 from align.rollout import Rollout
@@ -102,7 +103,10 @@ class Updater:
         sums: Counter[str] = Counter()
         norms: list[float] = []
         tokens_seen = mismatch = imitation = 0.0
-        for minibatch in self._minibatches(lesson):
+        steps = tracked(
+            self._minibatches(lesson), "update", "steps", total=self.train.steps_per_iteration()
+        )
+        for minibatch in steps:
             tokens = float(lesson.rollout.mask[minibatch].sum())
             imitation += self._imitate(lesson)
             parts = self._backward(lesson, minibatch.tolist(), tokens)
@@ -171,8 +175,8 @@ class Updater:
         made."""
         if not mine:  # the other ranks wait for this one's backward
             if self._value_apart:
-                yield Loss(self._module("nothing", "value", None), NO_PART, last=False)
-            yield Loss(self._module("nothing", "policy", None) + self._no_value(), NO_PART)
+                yield Loss(self._module("idle", "value", None), NO_PART, last=False)
+            yield Loss(self._module("idle", "policy", None) + self._no_value(), NO_PART)
             return
         some = Some.of(lesson, mine, self.engine.device)
         if self._value_apart:
@@ -228,8 +232,8 @@ class Updater:
     def _no_value(self) -> Tensor | float:
         """0, under a sharded optimiser with a gradient of 0 for a value function of its own: its
         last backward pass must reach every parameter."""
-        sharded = self.engine.deepspeed is not None
-        return self.roles.nothing("value") if sharded and self._value_apart else 0.0
+        wanted = self.training.last_reaches_all and self._value_apart
+        return self.roles.nothing("value") if wanted else 0.0
 
     def _imitate(self, lesson: Lesson) -> float:
         """Gradients of `coefficient` times the demonstrations' negative log-likelihood, a mean over
@@ -244,7 +248,7 @@ class Updater:
                 batch = pack([groups[i] for i in part]).to(self.engine.device)
                 loss = -self._module("logprobs", "policy", batch).logprobs.sum() / tokens
             else:
-                loss = self._module("nothing", "policy", None)
+                loss = self._module("idle", "policy", None, values=False)
             coefficient = self.demonstrations.settings.coefficient
             self.training.backward(coefficient * loss, last=False)
             loss_seen += float(loss.detach())

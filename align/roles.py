@@ -48,7 +48,11 @@ class Roles(nn.Module):
     """The base and its roles. `forward` names the computation, so that a wrapper (DeepSpeed) that
     only knows `forward` can train any role."""
 
-    def __init__(self, base: Any, renderer: Renderer, lora: Lora | None, base_path: str):
+    def __init__(
+        self, base: Any, renderer: Renderer, lora: Lora | None, base_path: str,
+        revision: str | None = None,
+    ):  # fmt: skip
+        """`revision` is the base's on the hub, if it is not the newest."""
         super().__init__()
         base.requires_grad_(False)
         base.eval()
@@ -57,6 +61,7 @@ class Roles(nn.Module):
         self.heads = nn.ModuleDict()
         self.renderer = renderer
         self.base_path = base_path
+        self._revision = revision
         self._lora = lora
         self._roles: dict[str, Role] = {}
 
@@ -320,7 +325,7 @@ class Roles(nn.Module):
             config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
             state[HEAD_KEY] = entry.head.weight
         config.inference_mode = True
-        config.base_model_name_or_path = self.base_path
+        config.base_model_name_or_path, config.revision = self.base_path, self._revision
         empty = [name for name, tensor in state.items() if tensor.numel() == 0]
         if empty or not state:
             raise ValueError(f"the adapter of {role!r} would be saved empty: {empty[:3]}")

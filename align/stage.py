@@ -61,11 +61,15 @@ class StageContext:
         """The base under `step`, without any role yet."""
         path = self.base_of(step)
         model = load_base(path, self.config.base, self.engine.device)
-        return Roles(model, self.load_renderer(path), self.config.lora, path).to(self.engine.device)
+        renderer, revision = self.load_renderer(path), self._revision(path)
+        roles = Roles(model, renderer, self.config.lora, path, revision)
+        return roles.to(self.engine.device)
 
     def load_renderer(self, path: str) -> Renderer:
-        revision = self.config.base.revision if path == self.config.base.model else None
-        return load_renderer(path, revision)
+        return load_renderer(path, self._revision(path))
+
+    def _revision(self, path: str) -> str | None:
+        return self.config.base.revision if path == self.config.base.model else None
 
     def split(self, source: str, records: Iterable[R]) -> tuple[list[R], list[R]]:
         """(train, test) of a data source's records; a prompt is on one side in the whole run."""

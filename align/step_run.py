@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import checkpoints
+from align import checkpoints, deepspeed_settings
 from align.artifacts import Artifact, versions
 from align.config import ConfigError
 from align.progress import progress
@@ -64,7 +64,7 @@ def run_step(task: Task, config: Config, engine: Engine, before: float) -> Artif
     torch.manual_seed(seed)  # a new adapter must not depend on what ran before in this process
     engine.checkpoints = checkpoints.Checkpoints()
     engine.begin_memory()
-    if step.kind in checkpoints.RESUMABLE and engine.deepspeed is None:
+    if step.kind in checkpoints.RESUMABLE and deepspeed_settings.resumable(config):
         engine.checkpoints = checkpoints.StepCheckpoints(
             engine, task.folder, task.name, task.fingerprint,
             "iteration" if step.kind == "ppo" else "step", tracker, before,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ class Training:
         self.optimizer = optimizer
         self.steps_done = 0
         """Of the planned steps; those that were skipped are among them."""
+        self.last_reaches_all = False
+        """Whether a step's last backward pass must reach every parameter."""
         self._peaks = peaks
         self._first_steps = list(first_steps) or [0] * len(peaks)
         self._total_steps = total_steps
@@ -149,6 +152,10 @@ class Training:
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             group["lr"] = rate
 
+    def whole(self) -> AbstractContextManager[None]:
+        """A context in which the trained weights can be read outside of `module` as well."""
+        return nullcontext()
+
     def close(self) -> None:
         """Frees what the optimiser holds."""
         self.optimizer.zero_grad()
@@ -171,7 +178,7 @@ class Training:
         Raises ValueError, with nothing changed, if they have other names or shapes.
         """
         named = self._named()
-        self._check_fit(named, tensors)
+        self._check_fit({name: parameter.shape for name, parameter in named.items()}, tensors)
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
@@ -190,10 +197,9 @@ class Training:
         return {names[id(parameter)]: parameter for parameter in self.parameters}
 
     @staticmethod
-    def _check_fit(named: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    def _check_fit(own: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
         start = "parameter/"
         found = {n.removeprefix(start): t.shape for n, t in tensors.items() if n.startswith(start)}
-        own = {name: parameter.shape for name, parameter in named.items()}
         if found != own:
             apart = sorted(n for n in found.keys() | own.keys() if found.get(n) != own.get(n))
             raise ValueError(f"{len(apart)} parameters differ, such as {apart[0]}")

@@ -36,3 +36,20 @@ def find_base(named: str, runs: Iterable[Path]) -> str | None:
             if (own / "config.json").is_file():
                 return str(own)
     return None if Path(named).is_absolute() or named.count("/") > 1 else named
+
+
+def base_under(weights: Path, named: str) -> str:
+    """Where the base of the adapter in the folder `weights` is now: beside it, where an export has
+    it, or as `find_base`. Raises FileNotFoundError if it is gone."""
+    step = weights.absolute().parent
+    if step.parent.name == "members":  # STEP/members/1/adapter
+        step = step.parent.parent
+    own = step / "base"
+    if not Path(named).is_dir() and (own / "config.json").is_file():
+        return str(own)
+    found = find_base(named, [step.parent])
+    if found is None:
+        raise FileNotFoundError(
+            f"{named}, the base under {weights}, is not there; say with base where it is."
+        )
+    return found

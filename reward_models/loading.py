@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reward_models.folders import SCORING_FILE, find_base, weights_folder
+from reward_models.folders import SCORING_FILE, base_under, weights_folder
 
 
 def folder_of(path: str | Path, revision: str | None) -> Path:
@@ -63,7 +63,7 @@ def load_scorer(
     config = PeftConfig.from_pretrained(str(folder))
     with _without_warnings():  # that the base has no head: the adapter's file has it
         model = AutoModelForSequenceClassification.from_pretrained(
-            base or _base_of(folder, str(config.base_model_name_or_path)),
+            base or base_under(folder, str(config.base_model_name_or_path)),
             num_labels=1,
             revision=revision or (None if base else config.revision),
             **options,
@@ -89,19 +89,3 @@ def share_base(model: Any, other: Any) -> None:
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
             parameter.data = theirs[name].data
-
-
-def _base_of(folder: Path, named: str) -> str:
-    """Where the base of the adapter in STEP/adapter, or STEP/members/1/adapter, is now; an export
-    has it beside the adapter."""
-    own, runs = list(folder.absolute().parents)[0:3:2], list(folder.absolute().parents)[1:4:2]
-    if not Path(named).is_dir():
-        for place in own:
-            if (place / "base" / "config.json").is_file():
-                return str(place / "base")
-    found = find_base(named, runs)
-    if found is None:
-        raise FileNotFoundError(
-            f"{named}, the base under {folder}, is not there; say with base where it is."
-        )
-    return found

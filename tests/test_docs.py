@@ -158,7 +158,7 @@ def parses(words: list[str], block: Any) -> None:
         launch._parser().parse_intermixed_args(words[script + 1 :])
     elif script is not None and words[script].startswith("tests/"):
         source = (docs.ROOT / words[script]).read_text(encoding="utf-8")
-        for option in (word for word in words if word.startswith("--")):
+        for option in (word for word in words[script:] if word.startswith("--")):
             assert f'"{option}"' in source, f"{block.place}: {option}"
 
 

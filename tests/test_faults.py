@@ -70,8 +70,8 @@ def prepared(undisturbed: Path, folder: Path) -> Path:
 def test_a_rank_that_is_killed_ends_the_run_and_the_next_one_finishes(
     launcher: str, launchers: Any, undisturbed: Path, tmp_path: Path
 ):
-    """Killed between the gradients and the third step. Without DeepSpeed one process goes on from
-    what two have left after the second step, and comes to what one alone comes to."""
+    """Killed between the gradients and the third step. One process goes on from what two have left
+    after the second step, and comes to what one alone comes to; also under DeepSpeed."""
     folder = prepared(undisturbed, tmp_path)
     file = launchers.ROOT / "configs" / "deepspeed" / "zero2.json"
     own = [f"deepspeed={file}"] if launcher == "deepspeed" else []
@@ -83,10 +83,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_next_one_finishes(
     again = launchers.run([sys.executable, "-m", "align.cli", "run", "small.yaml", *own], folder)
     assert again.code == 0, again.text
     assert "reward" in artifacts(folder)
-    if launcher == "deepspeed":
-        assert "reward starts again: there are no checkpoints under DeepSpeed" in again.text
-    else:
-        assert "reward resumes after step 2" in again.text
+    assert "reward resumes after step 2" in again.text
     for row, expected in zip(rows(folder), rows(undisturbed), strict=True):
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
 

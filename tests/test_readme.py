@@ -1,4 +1,4 @@
-"""The README says what is there: files, commands and configurations."""
+"""README and layout say what is there: files, commands, configurations, and links that lead."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from align.config_yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LAYOUT = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+PAGES = [
+    "README.md",
+    *sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "docs").rglob("*.md")
+        if "_build" not in path.relative_to(ROOT).parts
+    ),
+]
 PACKAGES = ("preference_data", "reward_models", "align", "launch")
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 
@@ -25,9 +34,12 @@ def blocks(text: str, language: str = "") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
+def layout_lines() -> list[str]:
+    return [line for block in blocks(LAYOUT, "none") for line in block.splitlines() if line]
+
+
 def test_the_layout_lists_every_file_once_and_none_that_is_gone():
-    [layout] = blocks(section("Layout"))
-    listed = [line.split()[0] for line in layout.splitlines() if line]
+    listed = [line.split()[0] for line in layout_lines()]
     modules = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
@@ -46,8 +58,12 @@ def test_the_layout_lists_every_file_once_and_none_that_is_gone():
 
 
 def test_every_line_of_the_layout_says_something():
-    [layout] = blocks(section("Layout"))
-    assert all(len(line.split()) > 2 for line in layout.splitlines() if line)
+    assert all(len(line.split()) > 2 for line in layout_lines())
+
+
+def test_the_layout_is_found_from_readme_and_documentation():
+    assert "(docs/layout.md)" in README
+    assert "(layout.md)" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 
 
 def test_the_two_commands_stand_as_they_are():
@@ -62,11 +78,62 @@ def test_the_commands_are_those_of_the_command_line():
 
 
 def test_files_that_are_named_exist():
-    linked = re.findall(r"\]\(([^)#]+)\)", README)
-    named = re.findall(r"(?:configs|launch|align)/[\w/]+\.\w+", README)
-    assert {"configs/csv.yaml", "align/schema.json"} <= {*linked, *named}
-    for name in {*linked, *named}:
-        assert name.startswith("http") or (ROOT / name).is_file(), name
+    named = re.findall(r"(?:configs|launch|align|tests)/[\w/]+\.\w+", README)
+    assert {"configs/csv.yaml", "align/schema.json"} <= set(named)
+    for name in named:
+        assert (ROOT / name).is_file(), name
+
+
+LINK = re.compile(r"\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)")
+
+
+def prose_of(text: str) -> str:
+    """Without blocks of code, in which brackets are no links; code within a line stays."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def links_of(page: str) -> list[tuple[str, str]]:
+    """(text, target) of every link to a file or a heading here."""
+    found = LINK.findall(prose_of((ROOT / page).read_text(encoding="utf-8")))
+    return [(text, target) for text, target in found if not re.match(r"\w+:", target)]
+
+
+def anchors_of(path: Path) -> set[str]:
+    """The headings as GitHub and MyST name them in links."""
+    titles = re.findall(r"^#+ (.*)$", prose_of(path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def leads_somewhere(page: str, target: str) -> bool:
+    """Whether a file is there with such a heading. Anchors of keys of the configuration are made,
+    and checked, when the documentation is built."""
+    name, _, anchor = target.partition("#")
+    path = (ROOT / page).parent / name if name else ROOT / page
+    if not path.exists():
+        return False
+    return not anchor or anchor.startswith("config-") or anchor in anchors_of(path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_somewhere_and_says_where(page: str):
+    """A link without a text is filled in by Sphinx, and is not to be seen on GitHub."""
+    links = links_of(page)
+    lost = [target for _, target in links if not leads_somewhere(page, target)]
+    assert not lost
+    assert all(text for text, _ in links)
+
+
+def test_a_link_that_leads_nowhere_is_seen():
+    assert leads_somewhere("docs/index.md", "stages/ppo.md")
+    assert leads_somewhere("README.md", "docs/performance.md#how-close-to-the-optimum")
+    assert not leads_somewhere("README.md", "stages/ppo.md")
+    assert not leads_somewhere("README.md", "docs/performance.md#how-close")
+    assert {target for _, target in links_of("README.md")} >= {"docs/index.md", "LICENSE"}
+
+
+def test_readme_stays_a_page():
+    """What is looked up stands in docs/."""
+    assert len(README.splitlines()) <= 300
 
 
 def test_the_configuration_that_it_explains_is_one():

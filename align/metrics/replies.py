@@ -7,18 +7,18 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from preference_data.votes.agreement import Interval
-from reward_models.calibration import Array, bootstrap_interval
+from reward_models.calibration import Array, reward_accuracy
 
 
 def win_rate(policy: Array, baseline: Array, seed: int, resamples: int = 2000) -> Interval:
     """How often the policy's score is above the baseline's on the same prompt; a tie is half a win.
 
-    `policy` and `baseline` [N] are the scores that a judge gave to their replies. The interval is
-    the 95 % percentile interval of a bootstrap over prompts.
+    `policy` and `baseline` [N] are the scores that a judge gave to their replies. The 95 % interval
+    is that of any share of prompts (`share_intervals`): a bootstrap over them, or Wilson's of few
+    prompts, or where all are won, lost or tied.
     """
-    gain = policy - baseline
-    wins = np.where(gain == 0, 0.5, gain > 0)
-    return Interval(float(wins.mean()), *bootstrap_interval(wins, seed, resamples))
+    each = np.arange(len(policy))
+    return reward_accuracy(policy - baseline, np.ones(len(policy)), each, seed, resamples)
 
 
 def distinct_n(replies: Sequence[str | Sequence[Hashable]], n: int) -> float:

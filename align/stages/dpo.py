@@ -13,6 +13,7 @@ from align import dpo_losses
 from align.config import DPOTrain
 from align.displacement import FALL, DisplacementAlarm
 from align.losses import LossOutput
+from align.progress import progress
 from align.proofs import prove_policy
 from align.rankings import (
     PairIndex,
@@ -65,7 +66,8 @@ def run(context: StageContext) -> StageResult:
             step.train, module, batch, pairs, _of(reference, rows)
         ),
     )
-    metrics |= _held_out(context, roles, rankings, reference)  # 4
+    with progress("held-out pairs"):
+        metrics |= _held_out(context, roles, rankings, reference)  # 4
     if step.train.truncation != "none":
         metrics["train/cut_prompts"] = rankings.cut
     if context.engine.is_main:
@@ -101,7 +103,8 @@ def _reference(context: StageContext, roles: Roles, rows: Sequence[Ranked]) -> l
         return None
     roles.eval()  # a new adapter's dropout is on
     groups = [row.group for row in rows]
-    return reference_sums(context, roles, groups, lambda: _sums(context, roles, rows))
+    with progress("reference"):
+        return reference_sums(context, roles, groups, lambda: _sums(context, roles, rows))
 
 
 def _of(reference: list[Tensor] | None, rows: Iterable[int]) -> Tensor | None:

@@ -25,6 +25,7 @@ def run(context: StageContext) -> StageResult:
             context.engine,
             context.tracker,
             context.seed,
+            roles,
         )
     roles.eval()  # dropout, where there is any, is for training alone
     if context.engine.is_main:

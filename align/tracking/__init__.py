@@ -59,7 +59,8 @@ class Trackers:
         try:
             yield
         except Exception as error:
-            self.fail(" ".join(str(error).split()) or type(error).__name__)
+            text = " ".join(str(error).split()) or type(error).__name__
+            self.fail(without_home(text))
             raise
 
     def position(self) -> dict[str, int]:

@@ -55,7 +55,7 @@ def of_data(pipeline: str, source: str, folder: Path, send: bool) -> Material:
     artifact = Artifact.load(folder)
     counts = {name: account[name] for name in COUNTS if name in account}
     return Material(
-        _name(pipeline, source), "dataset",
+        _name(pipeline, f"data.{source}"), "dataset",  # a step may be called as it is
         {"kind": "data", "name": source, "fingerprint": artifact and artifact.fingerprint,
          "sha256": account.get("sha256")},
         counts, dict(_below(folder)) if send else {},

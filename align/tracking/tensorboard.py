@@ -127,4 +127,4 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     value = plain(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", "<br>")
+    return "<br>".join(text.replace("|", "\\|").splitlines())

@@ -188,7 +188,11 @@ def start_run(section: Wandb, **arguments: Any) -> Any:
         left.finish(exit_code=1)  # of a step that was interrupted; no two runs may have one id
     # Of git wandb would also send what differs from the commit, and where the repository is.
     commit = (arguments["config"].get("git") or {}).get("commit")
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, git_commit=commit)
+    settings = wandb.Settings(
+        silent=True, console="off", disable_git=True, git_commit=commit,
+        # The host's name, and the command with every folder of this machine; `config` says it all.
+        x_disable_meta=True, host="",
+    )  # fmt: skip
     try:
         run = wandb.init(mode=mode, settings=settings, reinit="create_new", **arguments)
     except (wandb.Error, OSError, ValueError) as error:
@@ -230,8 +234,10 @@ def wandb_mode(section: Wandb) -> WandbMode:
     if section.mode != "auto":
         return section.mode
     asked = os.environ.get("WANDB_MODE")
-    if asked == "disabled" or asked == "offline":
-        return asked
+    if asked == "disabled":
+        return "disabled"
+    if asked in ("offline", "dryrun"):  # its older name, which wandb still takes
+        return "offline"
     return "online" if has_wandb_key() else "offline"
 
 

@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from align.artifacts import Artifact, Rows, write_json
-from align.config import ConfigError
+from align.config import Base, ConfigError
+from align.model_card import model_card
+from align.policy import load_policy
 from align.proofs import UnprovedSave
 from align.stages.export import export_folder
+from align.summary import read_run
 
 WIN_RATE = {
     "evaluate/reward/win_rate/ppo_vs_sft": 0.75,
@@ -146,6 +149,15 @@ def test_the_adapter_names_the_base_that_comes_with_it(run_dir: Path, tmp_path: 
     assert modes == {"0o644"}
 
 
+def test_an_export_that_was_moved_brings_its_base(run_dir: Path, tmp_path: Path):
+    export = export_folder(run_dir / "ppo", tmp_path / "out")
+    expected = trained(run_dir)
+    shutil.rmtree(run_dir)
+    (tmp_path / "elsewhere").mkdir()
+    model, _ = load_policy(export.rename(tmp_path / "elsewhere" / "mine"))
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+
+
 def test_a_run_that_was_moved_can_be_exported(run_dir: Path, tmp_path: Path):
     moved = run_dir.rename(tmp_path / "elsewhere")
     export = export_folder(moved / "ppo", tmp_path / "out")
@@ -210,9 +222,22 @@ def test_no_folder_of_the_machine_is_shown():
         ("output_dir=/home/me/runs/a", "output_dir=a"),
         ("{'url': 'http://judge:80/a/b'}", "{'url': 'http://judge:80/a/b'}"),
         ("{'model': '/models/x', 'weight': 0.5}", "{'model': 'x', 'weight': 0.5}"),
+        ("file:///home/me/score.py", "score.py"),
         ("Qwen/Qwen2.5-0.5B configs/a.yaml", "Qwen/Qwen2.5-0.5B configs/a.yaml"),
     ):
         assert shown(recorded) == told
+
+
+def test_nothing_in_a_chat_template_ends_its_block(run_dir: Path, tmp_path: Path):
+    """A base from elsewhere brings its own: it must not write into the card."""
+    template = "{{ messages }}\n~~~~\n# A title\n~~~~~~ and so on\n"
+    (run_dir / "ppo/adapter/chat_template.jinja").write_text(template)
+    record = read_run(run_dir)
+    made = Artifact.load(run_dir / "ppo")
+    assert made is not None
+    card = model_card(made, record, Base(model="owner/base"), run_dir / "ppo", None)
+    [block] = re.findall(r"^(~~~+)jinja\n(.*?)\n\1\n", card, re.DOTALL | re.MULTILINE)
+    assert block[1] == template and len(block[0]) == 7
 
 
 def test_facts_of_another_policy_are_left_out(run_dir: Path, tmp_path: Path):

@@ -78,6 +78,14 @@ def test_the_interval_of_a_win_rate_is_that_of_a_share():
     assert (found.low, found.high) == pytest.approx((0.469, 0.531), abs=0.004)
 
 
+def test_a_few_wins_in_a_row_are_not_certain():
+    """Wilson's interval of 5 wins of 5: from 5 / (5 + 1.96²) = .565518 to 1; every bootstrap sample
+    of five wins is five wins. Of a single prompt nothing is known: 1 / (1 + 1.96²) = .206549."""
+    five, one = (win_rate(np.ones(n), np.zeros(n), seed=0) for n in (5, 1))
+    assert (five.value, five.low, five.high) == pytest.approx((1, 0.565518, 1), abs=1e-5)
+    assert (one.value, one.low, one.high) == pytest.approx((1, 0.206549, 1), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("n", "expected"),
     [

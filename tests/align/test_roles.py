@@ -387,6 +387,31 @@ def test_saved_adapter_names_its_base_and_its_task(
     assert (config["r"], config["lora_alpha"]) == (4, 8)
 
 
+def test_saved_adapter_names_the_revision_of_its_base(
+    make_roles: MakeRoles, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And chat asks for that one: the newest weights are others."""
+    from transformers import AutoModelForCausalLM
+
+    from align.policy import load_policy
+
+    base = make_roles()
+    roles = Roles(base.model, base.renderer, Lora(r=4, alpha=8), str(tiny_folder), "abc123")
+    roles.add("policy", fresh=True)
+    saved = roles.save("policy", tmp_path)
+    assert json.loads((saved / "adapter_config.json").read_text())["revision"] == "abc123"
+    asked: list[Any] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def spied(name: str, **options: Any) -> Any:
+        asked.append(options.get("revision"))
+        return load(name, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spied)
+    load_policy(saved)
+    assert asked == ["abc123"]
+
+
 def test_saving_does_not_disturb_the_role(make_roles: MakeRoles, shake: Shake, tmp_path: Path):
     roles = all_four(make_roles, shake, Lora(r=4, alpha=8))
     before, trained = weights_of(roles), len(roles.parameters_of("policy"))

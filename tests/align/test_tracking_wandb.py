@@ -30,7 +30,7 @@ from align.tracking.dashboard import (
     workspace_of,
 )
 from align.tracking.files import FileTracker, read_lines
-from align.tracking.lineage import of_data
+from align.tracking.lineage import of_data, of_step
 from align.tracking.surroundings import git_state, without_home
 from align.tracking.weights_and_biases import WandbTracker, wandb_mode
 
@@ -167,6 +167,8 @@ def test_mode_follows_the_key(no_key: Path, monkeypatch: pytest.MonkeyPatch):
     assert wandb_mode(Wandb(project="p", mode="disabled")) == "disabled"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert wandb_mode(auto) == "disabled"
+    monkeypatch.setenv("WANDB_MODE", "dryrun")  # as offline was called
+    assert wandb_mode(auto) == "offline"
     monkeypatch.delenv("WANDB_MODE")
     no_key.write_text("this is no netrc file\n")
     assert wandb_mode(auto) == "offline"
@@ -375,6 +377,28 @@ def test_the_commit_is_known_and_what_differs_from_it_stays_here(
     assert files and not [path for path in files if b"secret" in path.read_bytes()]
 
 
+def test_the_machine_is_not_named(
+    tmp_path: Path, no_key: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither its name nor its folders, which wandb by itself sends with the command."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setattr(sys, "argv", ["align", "run", "/home/ada/secret.yaml"])
+    tracker = tracker_of(tmp_path)
+    tracker.finish({})
+    read = Read(tmp_path / "sft")
+    assert (read.run.host, read.config["command"]) == ("", "align run ~/secret.yaml")
+    assert b"/home/ada" not in read.path.read_bytes()
+
+
+def test_a_failure_does_not_name_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", "/home/ada")
+    trackers = Trackers([FileTracker(tmp_path)])
+    with pytest.raises(OSError), trackers.told_of_errors():
+        raise OSError("there is no file\n /home/ada/labels.csv")
+    [line] = read_lines(tmp_path / "alerts.jsonl")
+    assert line["text"] == "there is no file ~/labels.csv"
+
+
 def test_the_home_folder_is_not_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/ada")
     found = without_home({"path": "/home/ada/labels.csv", "more": ["run /home/ada/x", 1, None]})
@@ -399,7 +423,7 @@ def import_something(folder: Path) -> None:
 def test_data_is_a_hash_and_counts_unless_it_is_asked_for(tmp_path: Path, no_key: Path):
     import_something(tmp_path / "data" / "demos")
     tracker_of(tmp_path).finish({})
-    data = Read(tmp_path / "sft").used["rivers-demos"]
+    data = Read(tmp_path / "sft").used["rivers-data.demos"]
     assert data.type == "dataset"
     assert [item.path for item in data.manifest.contents] == ["identity.json"]
     metadata = json.loads(data.metadata)
@@ -408,7 +432,7 @@ def test_data_is_a_hash_and_counts_unless_it_is_asked_for(tmp_path: Path, no_key
 
     shutil.rmtree(tmp_path / "sft")
     tracker_of(tmp_path, log_data=True).finish({})
-    data = Read(tmp_path / "sft").used["rivers-demos"]
+    data = Read(tmp_path / "sft").used["rivers-data.demos"]
     assert {item.path for item in data.manifest.contents} == {
         "identity.json", "import.json", "records.jsonl", "artifact.json",
     }  # fmt: skip
@@ -438,10 +462,17 @@ def test_weights_stay_here_unless_they_are_asked_for(tmp_path: Path, no_key: Pat
     assert (used.digest, used.type) == (made.digest, "model")
 
 
+def test_data_and_a_step_of_one_name_are_two_artifacts(tmp_path: Path):
+    """W&B takes no artifact of another type under a name that is taken."""
+    data = of_data("rivers", "reward", tmp_path, send=False)
+    step = of_step("rivers", "reward", "reward", tmp_path, "e" * 16, {}, send=False)
+    assert data.type != step.type and data.name != step.name
+
+
 def test_another_fingerprint_is_another_version(tmp_path: Path):
     import_something(tmp_path / "demos")
     before = of_data("my run!", "demos", tmp_path / "demos", send=False)
-    assert before.name == "my-run-demos"
+    assert before.name == "my-run-data.demos"
     Artifact("data.demos", "data", tmp_path / "demos", "e" * 16, {}).save()
     assert of_data("my run!", "demos", tmp_path / "demos", send=False).identity != before.identity
 
@@ -700,11 +731,11 @@ def test_a_run_that_was_killed_is_one_group_of_whole_runs(toy: Path):
 def test_the_lineage_leads_from_the_data_to_the_export(toy: Path):
     runs = {step: Read(toy / step) for step in TOY["steps"]}
     assert {step: set(run.used) for step, run in runs.items()} == {
-        "sft": {"toy-demos"},
-        "reward": {"toy-labels", "toy-sft"},
-        "dpo": {"toy-labels", "toy-sft"},
-        "ppo": {"toy-prompts", "toy-sft", "toy-reward"},
-        "evaluate": {"toy-prompts", "toy-ppo", "toy-dpo", "toy-sft", "toy-reward"},
+        "sft": {"toy-data.demos"},
+        "reward": {"toy-data.labels", "toy-sft"},
+        "dpo": {"toy-data.labels", "toy-sft"},
+        "ppo": {"toy-data.prompts", "toy-sft", "toy-reward"},
+        "evaluate": {"toy-data.prompts", "toy-ppo", "toy-dpo", "toy-sft", "toy-reward"},
         "export": {"toy-ppo"},
     }
     made = {name: one.digest for run in runs.values() for name, one in run.made.items()}

@@ -377,7 +377,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", default="0,1")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--zero", type=int, choices=[0, 1, 2], help="under torchrun")
+    parser.add_argument("--zero", type=int, choices=[0, 1, 2, 3], help="under torchrun")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:

@@ -16,6 +16,7 @@ from preference_data.batches import Group, pack
 from preference_data.records import Prompt, Response
 from preference_data.rendering import RenderingError
 from reward_models import RewardModel
+from reward_models.folders import base_under
 from reward_models.losses import TieModel
 from reward_models.scalar_head import (
     HEAD_KEY,
@@ -330,6 +331,15 @@ def test_the_base_of_an_export_is_found_beside_its_adapter(saved: Path, tiny_fol
     config = saved / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace(str(tiny_folder), "/elsewhere/merged"))
     assert RewardModel.from_pretrained(saved).score(PROMPTS, ANSWERS) == here
+
+
+def test_a_folder_called_base_beside_the_run_is_not_its_base(tmp_path: Path):
+    """RUNS/base beside RUNS/run/reward/adapter; of an ensemble's member that is two deeper."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    for part in ("adapter", "members/1/adapter"):
+        assert base_under(tmp_path / "run/reward" / part, "owner/name") == "owner/name"
+        assert base_under(tmp_path / "reward" / part, "x/base") == str(tmp_path / "base")
 
 
 def test_a_model_of_the_hub_is_fetched_without_its_pickles(

@@ -1,8 +1,9 @@
 """How often a policy's answer is preferred to the baseline's answer to the same prompt.
 
 A judge (a reward model, people's ratings, any function) has scored both answers to every prompt. A
-tie is half a win, so that 0.5 says that neither policy is better. The interval is a 95 % percentile
-bootstrap over prompts (Efron 1979). The evaluate step of align reports the same number as
+tie is half a win, so that 0.5 says that neither policy is better. The 95 % interval is a percentile
+bootstrap over prompts (Efron 1979), and of fewer than 30 of them, or where all are won or all lost,
+Wilson's. The evaluate step of align reports the same number as
 `evaluate/<judge>/win_rate/<policy>_vs_<baseline>`.
 """
 
