@@ -90,7 +90,8 @@ class Lora(Section):
 
 
 class Wandb(Section):
-    """Weights & Biases: one group a pipeline, one run a step."""
+    """Weights & Biases: one group a pipeline, one run a step. What is sent: the configuration,
+    metrics, and the samples that steps write (prompts and answers to read)."""
 
     project: Name
     """Project the runs go to."""

@@ -6,8 +6,7 @@ the whole vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from align.roles import Roles, load_head
 from preference_data.batches import Group, pack
 from reward_models import RewardModel
 from reward_models.folders import SCORING_FILE
+from reward_models.loading import without_warnings
 
 TOLERANCE = 1e-4
 """Largest change of a logit or a score, against the largest one where that is over 1."""
@@ -76,23 +76,11 @@ def load_plain(weights: Path, base: Base, scorer: bool) -> Any:
     if not (weights / "adapter_config.json").is_file():
         return kind.from_pretrained(weights, dtype=torch.float32)
     head = {"num_labels": 1} if scorer else {}
-    with _errors_alone():  # the base has no scalar head, which is no news: the adapter brings it
+    with without_warnings():  # the base has no scalar head, which is no news: the adapter brings it
         model = kind.from_pretrained(
             base.model, revision=base.revision, dtype=torch.float32, **head
         )
     return PeftModel.from_pretrained(model, str(weights))
-
-
-@contextlib.contextmanager
-def _errors_alone() -> Iterator[None]:
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from align.tracking.protocol import Alerting, Level, Rewindable, Tracker
 from align.tracking.surroundings import surroundings, without_home
 from align.tracking.tensorboard import TensorBoardTracker
 from align.tracking.weights_and_biases import WandbTracker, wandb_mode
+
+log = logging.getLogger("align")
 
 
 class Trackers:
@@ -48,10 +51,14 @@ class Trackers:
                 tracker.alert(title, text, level)
 
     def fail(self, text: str) -> None:
-        """The step has failed; in place of `finish`."""
+        """The step has failed; in place of `finish`. A tracker that cannot take it (a full disk, a
+        service that is gone) keeps neither the others nor the failure itself from being told."""
         for tracker in self.trackers:
             if isinstance(tracker, Alerting):
-                tracker.fail(text)
+                try:
+                    tracker.fail(text)
+                except Exception as error:
+                    log.warning("%s was not told of the failure: %s", type(tracker).__name__, error)
 
     @contextmanager
     def told_of_errors(self) -> Iterator[None]:

@@ -166,6 +166,17 @@ def test_alerts_reach_the_trackers_that_take_them():
     assert deaf.calls == []
 
 
+def test_the_failure_outlives_a_tracker_that_fails(tmp_path: Path):
+    """A full disk ends the step and takes no alert either: the others are told, and the error that
+    goes on is the first."""
+    listener = Listener()
+    (tmp_path / "alerts.jsonl").mkdir()  # nothing can be appended to it
+    trackers = Trackers([FileTracker(tmp_path), listener])
+    with pytest.raises(ValueError, match="the first"), trackers.told_of_errors():
+        raise ValueError("the first")
+    assert listener.heard == [("failed", "the first")]
+
+
 def test_an_error_is_told_and_goes_on_an_interruption_only_goes_on():
     listener = Listener()
     with pytest.raises(ValueError), Trackers([listener]).told_of_errors():

@@ -68,7 +68,7 @@ def test_lines_tables_and_alerts_are_on_the_disk_at_once(tmp_path: Path):
     """Before the tracker is finished; a number that is not finite is left out."""
     tracker = tracker_of(tmp_path)
     tracker.log(2, {"objective/kl": 0.5, "objective/score": math.nan})
-    tracker.table("samples", [{"prompt": "a|b\nc", "score": 1.5}, {"prompt": "d", "kl": None}])
+    tracker.table("samples", [{"prompt": "a|b\r\nc", "score": 1.5}, {"prompt": "d", "kl": None}])
     tracker.alert("same replies", "iteration 2: all alike", "error")
     about, *found = what_counts(tmp_path / "sft" / "tensorboard")
     assert about[1] == "about"

@@ -33,7 +33,7 @@ from align.pipeline import Pipeline
 from preference_data import Judgement, Prompt, Response
 from preference_data.synthetic import ANNOTATORS, Annotator, gold_score, labels
 from reward_models import RewardModel
-from reward_models.calibration import bootstrap_interval
+from reward_models.calibration import clustered_means, hits_of
 
 ITEMS, HELD_OUT = 1400, 400
 CROWD = (
@@ -196,8 +196,7 @@ def hits(folder: Path, pairs: Sequence[tuple[str, str, str]]) -> Any:
     answers = list(dict.fromkeys((p, a) for p, *both in pairs for a in both))
     found = model.score([p for p, _ in answers], [a for _, a in answers])
     score = dict(zip(answers, found, strict=True))
-    gap = np.array([score[p, better] - score[p, worse] for p, better, worse in pairs])
-    return np.where(gap == 0, 0.5, gap > 0)
+    return hits_of(np.array([score[p, better] - score[p, worse] for p, better, worse in pairs]))
 
 
 def measured(work: Path, seed: int, model: Path, only: Sequence[str]) -> dict[str, Any]:
@@ -219,6 +218,13 @@ def measured(work: Path, seed: int, model: Path, only: Sequence[str]) -> dict[st
     return {name: hits(folder / "run" / name, pairs) for name in wanted}
 
 
+def interval_of(values: Any) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of independent values [P]."""
+    each = np.arange(len(values))
+    (found,) = clustered_means(values[:, None], np.ones((len(values), 1)), each, seed=17)
+    return found.low, found.high
+
+
 def show(found: Sequence[dict[str, Any]]) -> None:
     """A line a way: accuracy over all seeds' pairs, and its difference to its group's first."""
     print(f"{'':16} {'pairs':>6}  gold accuracy          difference to the first of its group")
@@ -228,12 +234,12 @@ def show(found: Sequence[dict[str, Any]]) -> None:
             if name not in found[0]:
                 continue
             own = np.concatenate([by_way[name] for by_way in found])
-            low, high = bootstrap_interval(own, seed=17)
+            low, high = interval_of(own)
             line = f"{name:16} {len(own):6}  {own.mean():.3f} [{low:.3f}, {high:.3f}]"
             if first is None:
                 first = own
             else:
-                low, high = bootstrap_interval(own - first, seed=17)
+                low, high = interval_of(own - first)
                 line += f"   {(own - first).mean():+.3f} [{low:+.3f}, {high:+.3f}]"
             by_seed = " ".join(f"{by_way[name].mean():.3f}" for by_way in found)
             print(f"{line}   by seed {by_seed}")

@@ -34,7 +34,7 @@ import numpy as np
 from preference_data import Judgement, Prompt, Response, read_preferences
 from preference_data.records import Ranks
 from reward_models import RewardModel
-from reward_models.calibration import bootstrap_interval, expected_calibration_error
+from reward_models.calibration import expected_calibration_error, hits_of, reward_accuracy
 
 BASE = {
     "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 3,
@@ -302,16 +302,12 @@ def against_gold(work: Path, data: Path, name: str) -> Row | None:
         scores[one.prompt, better] - scores[one.prompt, worse] for one, better, worse in decided
     ])  # fmt: skip
     longer = np.array([len(better.text) - len(worse.text) for _, better, worse in decided])
-    low, high = bootstrap_interval(_hits(gap), seed=17)
+    found = reward_accuracy(gap, np.ones(len(gap)), np.arange(len(gap)), seed=17)
     sure = 1 / (1 + np.exp(-gap))
     return Row(
-        f"{name}, gold", len(pairs), (float(_hits(gap).mean()), low, high),
-        float(_hits(longer).mean()), expected_calibration_error(sure, np.ones(len(sure))),
+        f"{name}, gold", len(pairs), (found.value, found.low, found.high),
+        float(hits_of(longer).mean()), expected_calibration_error(sure, np.ones(len(sure))),
     )  # fmt: skip
-
-
-def _hits(gap: Any) -> Any:
-    return np.where(gap == 0, 0.5, gap > 0)
 
 
 def _rank_in(judgement: Judgement) -> Callable[[Response], int]:

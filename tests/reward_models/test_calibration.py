@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from reward_models.calibration import (
-    bootstrap_interval,
     brier,
     clustered_means,
     correlation,
@@ -171,15 +170,24 @@ def test_correlation_by_hand():
     assert correlation(array(0, 1, 2), array(3, 3, 3)) == 0.0
 
 
+def interval_of(
+    hits: np.ndarray, seed: int, resamples: int = 2000, weight: float = 1.0
+) -> tuple[float, float]:
+    """(low, high) of hits that are each a cluster of its own."""
+    weights, each = np.full((len(hits), 1), weight), np.arange(len(hits))
+    (found,) = clustered_means(hits[:, None], weights, each, seed, resamples)
+    return found.low, found.high
+
+
 def test_the_interval_is_that_of_a_proportion():
     """60 hits of 100: the normal interval is .6 -+ 1.96 sqrt(.24 / 100) = (.504, .696)."""
     hits = array(*[1.0] * 60, *[0.0] * 40)
-    low, high = bootstrap_interval(hits, seed=0)
+    low, high = interval_of(hits, seed=0)
     assert low == pytest.approx(0.504, abs=0.015)
     assert high == pytest.approx(0.696, abs=0.015)
-    assert bootstrap_interval(hits, seed=0) == (low, high)
-    # Weights of one size are no weights; a pair of weight 0 is not there.
-    assert bootstrap_interval(hits, 0, weights=np.full(100, 3.0)) == pytest.approx((low, high))
+    assert interval_of(hits, seed=0) == (low, high)
+    # Weights of one size are no weights.
+    assert interval_of(hits, seed=0, weight=3.0) == pytest.approx((low, high))
 
 
 def test_the_interval_has_its_coverage():
@@ -188,7 +196,7 @@ def test_the_interval_has_its_coverage():
     held = 0
     for seed in range(200):
         throws = (generator.random(80) < 0.7).astype(float)
-        low, high = bootstrap_interval(throws, seed, resamples=400)
+        low, high = interval_of(throws, seed, resamples=400)
         held += low <= 0.7 <= high
     assert 180 <= held <= 200
 
