@@ -56,6 +56,8 @@ class Artifact:
     metrics: dict[str, float] = field(default_factory=dict)
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The step's section of the configuration, which may be another one since."""
 
     @property
     def adapter(self) -> Path | None:

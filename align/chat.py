@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from align.config import ConfigError
@@ -236,7 +235,7 @@ def load_score(path: Path, device: str | None = None) -> Score:
     from reward_models import RewardModel
 
     try:
-        model = RewardModel.from_pretrained(path, device=device or default_device())
+        model = RewardModel.from_pretrained(path, device=device)
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         raise ConfigError(f"--reward: {str(error).rstrip('.')}.") from error
 
@@ -248,7 +247,3 @@ def load_score(path: Path, device: str | None = None) -> Score:
         return found
 
     return score
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -25,6 +25,7 @@ from align.console import INTERRUPTED, exit_code, say, show_memory, show_plan
 from align.console import show_summary as print_summary
 from align.interrupts import terminable
 from align.progress import silent
+from align.run_lock import alone_in
 
 # Typer's public names for these are only their subclasses; it brings its own copy of click.
 USAGE_ERROR, CLICK_ERROR = cast("tuple[type[Exception], ...]", typer.BadParameter.__mro__[1:3])
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code == INTERRUPTED:  # Typer has caught Ctrl-C itself
             raise KeyboardInterrupt
 
-    return exit_code(call, debug="--debug" in arguments) or code
+    resumes = arguments[0] == "run"
+    return exit_code(call, debug="--debug" in arguments, resumes=resumes) or code
 
 
 def _sentence(error: Any) -> str:
@@ -104,13 +106,18 @@ def run(
 
 
 def run_config(config: Config, **selection: Any) -> None:
-    """Runs the pipeline and, in the main process, prints what came of it."""
+    """Runs the pipeline and, in the main process, prints what came of it.
+
+    Raises ConfigError if another run is at work in the same folder.
+    """
     from align.pipeline import Pipeline, main_process
 
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    summary = Pipeline(config).run(command=command, **selection)
+    pipeline, folder = Pipeline(config), Path(config.output_dir)
+    with alone_in(folder) if main_process() else nullcontext():
+        summary = pipeline.run(command=command, **selection)
     if main_process():
-        print_summary(summary, Path(config.output_dir))
+        print_summary(summary, folder)
 
 
 def _check_step(config: Config, option: str, name: str | None) -> None:

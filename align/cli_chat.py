@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from align.chat_prompts import Row, check_output, read_prompts
-from align.cli_options import Debug
+from align.cli_options import Debug, check_folder, find_device
 from align.config import ConfigError
 from align.console import say, warn
 from reward_models.folders import SCORING_FILE, weights_folder
@@ -59,8 +59,8 @@ def chat(
     paths = [policy] if compare is None else [policy, compare]
     for path in paths:
         check_policy(path)
-    if reward is not None and not reward.is_dir():
-        raise ConfigError(f"--reward: {reward}: there is no such folder.")
+    if reward is not None:
+        _check_reward(reward)
     if output is not None:
         check_output(output, force)
     rows = None if prompts is None else read_prompts(prompts, system)
@@ -90,10 +90,16 @@ def _check(prompt: str | None, prompts: Path | None, output: Path | None, force:
         raise ConfigError("--force has no effect without --output; leave it out.")
 
 
+def _check_reward(path: Path) -> None:
+    try:
+        check_folder(path)
+    except ConfigError as error:
+        raise ConfigError(f"--reward: {error}") from None
+
+
 def check_policy(path: Path) -> None:
     """Raises ConfigError for what is known not to be a policy before anything is loaded."""
-    if not path.is_dir():
-        raise ConfigError(f"{path}: there is no such folder.")
+    check_folder(path)
     if (weights_folder(path) / SCORING_FILE).is_file() or (path / "members").is_dir():
         raise ConfigError(
             f"{path} is a reward model: it scores answers and writes none. Name a policy, or use "
@@ -116,11 +122,11 @@ def _policies_of(run: Path) -> list[str]:
 def _load(
     paths: list[Path], reward: Path | None, device: str | None
 ) -> tuple[list[Voice], Score | None]:
-    from align.chat import Voice, default_device, load_score, names_of
+    from align.chat import Voice, load_score, names_of
     from align.quiet import quiet_libraries
 
     quiet_libraries()
-    found = device or default_device()
+    found = find_device(device)
     named = zip(paths, names_of(paths), strict=True)
     voices = [Voice.load(path, name, found) for path, name in named]
     return voices, None if reward is None else load_score(reward, found)

@@ -60,6 +60,8 @@ def import_(
     """Read labellers' files into a data folder, every row accounted for."""
     if key is not None:
         _check_key(key, kind, personal_data)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output: {output} is a file; an import writes a folder.")
     columns = load_columns(mapping) if mapping else None
     key_of_names = _read_key(pseudonym_key) if pseudonym_key else None
     with progress("import", unit="rows") as bar:

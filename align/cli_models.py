@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from align.cli_options import Debug, check_folder
+from align.cli_options import Debug, check_folder, find_device
 from align.config import ConfigError, load_columns
 from align.console import say, warn
 from align.hub import Repository
@@ -110,7 +110,7 @@ def serve_reward(
 ) -> None:
     """Serve a reward model over HTTP: POST {"prompts", "completions"} for {"scores"}."""
     try:
-        from align.reward_server import Limits, read_token, serve
+        from align.reward_server import Limits, check_address, read_token, serve
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "starlette", "uvicorn"):
             raise
@@ -118,6 +118,8 @@ def serve_reward(
             f"serve-reward needs {error.name}, which is not installed: pip install fastapi uvicorn."
         ) from None
     token = read_token(token_env) if token_env else None
+    _check_model(model)
+    check_address(host, port)
     loaded = _reward_model(model, device)
     serve(
         loaded,
@@ -130,19 +132,22 @@ def serve_reward(
     )
 
 
+def _check_model(path: str) -> None:
+    """Raises ConfigError for what is neither a folder nor a name on the hub."""
+    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        check_folder(Path(path))
+
+
 def _reward_model(path: str, device: str | None) -> RewardModel:
     """Raises ConfigError for what is no folder of a reward model and no name on the hub."""
-    if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise ConfigError(f"{path}: there is no such folder.")
-    import torch
-
+    _check_model(path)
     from align.quiet import quiet_libraries
     from reward_models import RewardModel
 
     quiet_libraries()
-    found = "cuda" if torch.cuda.is_available() else "cpu"
+    found = find_device(device)
     try:
-        return RewardModel.from_pretrained(path, device=device or found)
+        return RewardModel.from_pretrained(path, device=found)
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from error
 

@@ -40,16 +40,18 @@ def console() -> Console:
 # --- errors --------------------------------------------------------------------------------------
 
 
-def exit_code(call: Callable[[], object], *, debug: bool) -> int:
+def exit_code(call: Callable[[], object], *, debug: bool, resumes: bool = True) -> int:
     """Calls, and turns what it raises into a sentence on standard error and an exit code.
 
-    With `debug`, the traceback goes before the sentence, and libraries say what they like.
+    With `debug`, the traceback goes before the sentence, and libraries say what they like. What
+    `resumes` goes on where Ctrl-C left it.
     """
     show_everything(debug)
     try:
         call()
     except KeyboardInterrupt:
-        code, text = INTERRUPTED, "Interrupted; run the same command again to go on."
+        go_on = "; run the same command again to go on" if resumes else ""
+        code, text = INTERRUPTED, f"Interrupted{go_on}."
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -83,8 +85,9 @@ def _explained(error: Exception, debug: bool) -> tuple[int, str]:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
-    """The table of a run's steps with their headline numbers, and where the report is."""
+def show_summary(summary: Mapping[str, Any], run_dir: Path, *, just_run: bool = True) -> None:
+    """The table of a run's steps with their headline numbers, and where the report is; after a run
+    that found all of them done, that too."""
     steps: Mapping[str, Any] = summary["steps"]
     out = console()
     held = {name: size_in_words(_held(step["metrics"])) for name, step in steps.items()}
@@ -109,7 +112,7 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path) -> None:
             say(f"{name}: {', '.join(filter(None, facts))}")
     for line in read_findings(run_dir):
         say(line)
-    if steps and all(step["cached"] for step in steps.values()):
+    if just_run and steps and all(step["cached"] for step in steps.values()):
         done = "the step is done" if len(steps) == 1 else f"all {len(steps)} steps are done"
         say(f"Nothing to do: {done}.")
     if (run_dir / "report.html").exists():
@@ -216,7 +219,7 @@ def show_folder(folder: Path, examples: int) -> None:
     readers: dict[str, Callable[[Any], None]] = {
         "import.json": show_import,
         "artifact.json": _show_artifact,
-        "summary.json": lambda summary: show_summary(summary, folder),
+        "summary.json": lambda summary: show_summary(summary, folder, just_run=False),
     }
     for name, show in readers.items():
         if (folder / name).is_file():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.artifacts import Artifact
-from align.summary import RunRecord, WinRate, mapping_or_empty, number
+from align.summary import RunRecord, WinRate, number
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -93,9 +93,8 @@ def _policy_results(made: Artifact, found: Sequence[Evaluation]) -> Iterator[Eva
 
 def _reward_results(made: Artifact, run: RunRecord) -> Iterator[EvalResult]:
     """What the reward step measured on pairs that it was not trained on."""
-    source = str(
-        mapping_or_empty(mapping_or_empty(run.config.get("steps")).get(made.name)).get("data")
-    )
+    own = next((step.settings for step in run.steps if step.name == made.name), {})
+    source = str(own.get("data"))
     for metric in ("accuracy", "ece", "brier"):
         value = made.metrics.get(f"reward/{metric}")
         if value is not None:

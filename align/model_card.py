@@ -85,7 +85,7 @@ def model_card(
         number=number, cell=cell, fence=fence, basename=lambda path: Path(path).name
     )
     lineage = trace(made, run)
-    own = mapping_or_empty(mapping_or_empty(run.config.get("steps")).get(made.name))
+    own = next((step.settings for step in run.steps if step.name == made.name), {})
     data = {name: mapping_or_empty(one) for name, one in _section(run, "data").items()}
     weights = folder / _weights_of(folder)
     is_local = Path(base.model).is_dir() or base.model.startswith("builtin:")

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -145,6 +146,20 @@ def serve(
     """Serves until SIGTERM or Ctrl-C; requests that have come are answered before it ends."""
     app = make_app(model, name, limits, raw, token)
     uvicorn.run(app, host=host, port=port, log_level="info", server_header=False)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises ConfigError where nobody can listen: no such host, or a port that is taken."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host}, --port {port}: nothing can listen there: {error.strerror}."
+        ) from error
 
 
 def read_token(variable: str) -> str:

@@ -85,7 +85,7 @@ def run_step(task: Task, config: Config, engine: Engine, before: float) -> Artif
     return Artifact(
         name=task.name, kind=step.kind, path=task.folder, fingerprint=task.fingerprint,
         inputs=task.inputs, base=result.base, rows=result.rows, metrics=metrics,
-        seed=seed, versions=versions(),
+        seed=seed, versions=versions(), settings=step.model_dump(mode="json", by_alias=True),
     )  # fmt: skip
 
 

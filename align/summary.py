@@ -236,7 +236,9 @@ def _read_step(
 ) -> StepRecord:
     folder = run_dir / name
     artifact = _read_object(folder / "artifact.json", run_dir, notes)
-    settings = mapping_or_empty(mapping_or_empty(config.get("steps")).get(name))
+    # Of a finished step those that it was made with: the configuration may have changed since.
+    configured = mapping_or_empty(config.get("steps")).get(name)
+    settings = mapping_or_empty(artifact.get("settings") or configured)
     result = mapping_or_empty(mapping_or_empty(summary.get("steps")).get(name))
     history = rewind(_read_lines(folder / "metrics.jsonl", run_dir, notes))
     if artifact:

@@ -40,20 +40,6 @@ def correlation(a: Array, b: Array) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def bootstrap_interval(
-    values: Array, seed: int, resamples: int = 2000, weights: Array | None = None
-) -> tuple[float, float]:
-    """95 % percentile interval of the (weighted) mean of independent `values` [n]."""
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(values), size=(resamples, len(values)))
-    if weights is None:
-        means = values[picks].mean(axis=1)
-    else:
-        means = (values * weights)[picks].sum(axis=1) / weights[picks].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def clustered_means(
     values: Array, weights: Array, clusters: Ints, seed: int, resamples: int = 2000
 ) -> list[Interval]:

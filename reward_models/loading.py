@@ -61,7 +61,7 @@ def load_scorer(
     if not (folder / "adapter_config.json").is_file():
         return AutoModelForSequenceClassification.from_pretrained(str(folder), **options)
     config = PeftConfig.from_pretrained(str(folder))
-    with _without_warnings():  # that the base has no head: the adapter's file has it
+    with without_warnings():  # that the base has no head: the adapter's file has it
         model = AutoModelForSequenceClassification.from_pretrained(
             base or base_under(folder, str(config.base_model_name_or_path)),
             num_labels=1,
@@ -72,7 +72,8 @@ def load_scorer(
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
+    """transformers says nothing below an error."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

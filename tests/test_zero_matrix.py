@@ -80,9 +80,14 @@ def configured(kind: str) -> str:
 
 
 def settings_of(stage: int) -> dict[str, Any]:
-    """What is shipped for the stage; for 0, which has no file, the one of stage 1 without ZeRO."""
+    """What is shipped for the stage; for 0, which has no file, the one of stage 1 without ZeRO.
+
+    Gradients are summed 3,000 at a time, as those of a large model are in many parts: ranks would
+    add up what does not belong together if one without rows took another way.
+    """
     file = ROOT / "configs" / "deepspeed" / f"zero{max(1, stage)}.json"
     settings = json.loads(file.read_text())
+    settings["zero_optimization"]["reduce_bucket_size"] = 3000
     if stage == 0:
         settings["zero_optimization"] = {"stage": 0}
     return settings

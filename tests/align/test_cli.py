@@ -16,7 +16,8 @@ import pytest
 import align
 from align.artifacts import Artifact, Rows
 from align.cli import main
-from align.config import json_schema
+from align.cli_options import find_device
+from align.config import ConfigError, json_schema
 
 CONFIG = """
 name: small
@@ -231,6 +232,10 @@ def test_plan_loads_no_torch(config: str):
         (["score", "none", "--prompt", "a", "--completion", "b", "--column", "c"], "--column has no effect with --prompt; leave it out."),
         (["score", "none", "none.csv", "--output", "out.csv"], "There is no file none.csv (looked for {cwd}/none.csv)."),
         (["chat", "none"], "none: there is no such folder."),
+        (["chat", "CONFIG"], "CONFIG is a file, not a folder."),
+        (["inspect", "CONFIG"], "CONFIG is a file, not a folder."),
+        (["score", "CONFIG", "--prompt", "a", "--completion", "b"], "CONFIG is a file, not a folder."),
+        (["import", "none.csv", "--output", "CONFIG"], "--output: CONFIG is a file; an import writes a folder."),
         (["export", "none", "out"], "none: there is no such folder."),
         (["report", "none"], "none is no run folder: it holds no run.json."),
         (["import", "none.csv", "--output", "out", "--mapping", "none.yaml"], "none.yaml: there is no such file."),
@@ -240,7 +245,9 @@ def test_the_user_s_mistake_is_a_sentence_and_code_2(
     arguments: list[str], message: str, config: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main([config if word == "CONFIG" else word for word in arguments]) == 2
-    assert capsys.readouterr() == ("", message.replace("{cwd}", str(Path.cwd())) + "\n")
+    said = message.replace("{cwd}", str(Path.cwd()))
+    said = said.replace("CONFIG is", f"{config} is")
+    assert capsys.readouterr() == ("", said + "\n")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +290,30 @@ def test_the_run_s_failure_is_a_sentence_and_its_code(
     pipeline.error = error
     assert main(["run", config]) == code
     assert capsys.readouterr() == ("", message + "\n")
+
+
+def test_only_a_run_says_that_it_goes_on(tmp_path: Path, monkeypatch: Any, capsys: Any):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("align.cli_data.show_folder", interrupted)
+    assert main(["inspect", str(tmp_path)]) == 130
+    assert capsys.readouterr() == ("", "Interrupted.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nonsense", "--device nonsense is no device; write cpu, cuda or cuda:0."),
+        ("cuda:77", "--device cuda:77 cannot be used here: "),
+    ],
+)
+def test_a_device_that_is_not_there_is_the_user_s_mistake(name: str, message: str):
+    with pytest.raises(ConfigError) as raised:
+        find_device(name)
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+    assert find_device("cpu") == "cpu"
 
 
 def test_a_failed_step_speaks_for_itself(pipeline: FakePipeline, config: str, capsys: Any):
@@ -386,6 +417,13 @@ def test_inspect_shows_the_table_of_a_run(tmp_path: Path, capsys: Any):
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert main(["inspect", str(tmp_path)]) == 0
     assert lines(capsys.readouterr().out)[1] == "sft sft 1 min 15 s 1,100 of 1,200"
+
+
+def test_inspect_says_nothing_of_what_there_is_to_do(tmp_path: Path, capsys: Any):
+    summary = {"name": "small", "seconds": 1.0, "steps": {"sft": step("sft", cached=True)}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "Nothing to do" not in capsys.readouterr().out
 
 
 def test_inspect_refuses_any_other_folder(tmp_path: Path, capsys: Any):

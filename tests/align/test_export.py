@@ -214,6 +214,19 @@ def test_the_card_is_written_from_the_run_s_records(run_dir: Path, tmp_path: Pat
     assert str(tmp_path) not in card
 
 
+def test_the_settings_are_those_that_a_step_was_made_with(run_dir: Path):
+    """Not those of a configuration that was changed since, and of which only another step ran."""
+    made = Artifact.load(run_dir / "ppo")
+    assert made is not None
+    then = {"kind": "ppo", "reward": "other", "train": {"iterations": 70, "temperature": 0.75}}
+    made = dataclasses.replace(made, settings=then)
+    made.save()
+    card = model_card(made, read_run(run_dir), Base(model="owner/base"), run_dir / "ppo", None)
+    assert "`train.iterations=70`" in card and "iterations=7`" not in card
+    assert "temperature=0.75, top_k" in card
+    assert "is the reward that ppo was optimised for" not in card
+
+
 def test_no_folder_of_the_machine_is_shown():
     from align.model_card import shown
 

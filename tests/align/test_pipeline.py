@@ -18,6 +18,7 @@ import pytest
 
 from align.config import Config, ConfigError, build_config
 from align.pipeline import Pipeline, StepError
+from align.summary import read_run
 from align.tasks import clusters_of, tasks_of
 
 TRAIN = {"max_steps": 3, "train_batch_size": 8, "learning_rate": 1e-3, "max_length": 96}
@@ -214,6 +215,16 @@ def test_only_runs_one_step_and_keeps_the_others_in_the_summary(copied: Path):
     summary = Pipeline(config(copied)).run(only="evaluate")
     assert cached(summary) == {"evaluate": False}
     assert set(json.loads((copied / "summary.json").read_text())["steps"]) >= {"ppo", "evaluate"}
+
+
+def test_a_step_keeps_the_settings_that_it_was_made_with(copied: Path):
+    """`run.json` holds those of the last run, in which only another step ran."""
+    settings = config(copied).steps["ppo"].model_dump(mode="json", by_alias=True)
+    Pipeline(config(copied, steps__ppo__train__iterations=9)).run(only="reward")
+    run = json.loads((copied / "run.json").read_text())["config"]["steps"]["ppo"]
+    assert run["train"]["iterations"] == 9 != settings["train"]["iterations"]
+    [ppo] = (step for step in read_run(copied).steps if step.name == "ppo")
+    assert ppo.settings == settings
 
 
 def test_only_refuses_to_stand_on_what_is_out_of_date(copied: Path):

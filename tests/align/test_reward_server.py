@@ -307,6 +307,20 @@ def test_mistakes_are_a_sentence(arguments: list[str], message: str, capsys: Any
     assert capsys.readouterr() == ("", message + "\n")
 
 
+def test_an_address_where_nothing_can_listen_is_said_before_the_model_loads(
+    tmp_path: Path, capsys: Any
+):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve-reward", str(tmp_path), "--port", str(port)]) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"--host 127.0.0.1, --port {port}: nothing can listen there: Address already in use.\n",
+    )
+
+
 def test_without_its_packages_the_command_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_an_idle_rank_comes_the_same_way_as_the_others(
         reached = order.setdefault(way, [])
         for parameter in roles.parameters_of(role):
             parameter.register_post_accumulate_grad_hook(
-                lambda parameter, reached=reached: reached.append(names[id(parameter)])
+                partial(lambda to, names, one: to.append(names[id(one)]), reached, names)
             )
         if way == "idle":
             loss = roles("idle", role, None)

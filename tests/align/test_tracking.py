@@ -174,7 +174,7 @@ def test_the_failure_outlives_a_tracker_that_fails(tmp_path: Path):
     trackers = Trackers([FileTracker(tmp_path), listener])
     with pytest.raises(ValueError, match="the first"), trackers.told_of_errors():
         raise ValueError("the first")
-    assert listener.heard == [("failed", "the first")]
+    assert listener.calls == [("fail", "the first")]
 
 
 def test_an_error_is_told_and_goes_on_an_interruption_only_goes_on():

@@ -377,9 +377,7 @@ def test_the_commit_is_known_and_what_differs_from_it_stays_here(
     assert files and not [path for path in files if b"secret" in path.read_bytes()]
 
 
-def test_the_machine_is_not_named(
-    tmp_path: Path, no_key: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_machine_is_not_named(tmp_path: Path, no_key: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither its name nor its folders, which wandb by itself sends with the command."""
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setattr(sys, "argv", ["align", "run", "/home/ada/secret.yaml"])
