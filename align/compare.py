@@ -316,12 +316,10 @@ def _paired(gains: Sequence[float]) -> tuple[float, float, float]:
     a bootstrap, or Wilson's where prompts are few or all of one mind."""
     import numpy as np
 
-    from reward_models.calibration import share_intervals
+    from align.metrics.replies import win_rate
 
-    found = np.array(gains)
-    wins = np.where(found == 0, 0.5, found > 0)[:, None]
-    [interval] = share_intervals(wins, np.ones_like(wins), np.arange(len(wins)), seed=0)
-    return interval.value, interval.low, interval.high
+    found = win_rate(np.array(gains), np.zeros(len(gains)), seed=0)
+    return found.value, found.low, found.high
 
 
 def _scores(step: StepRecord, judge: str) -> Scores:

@@ -240,7 +240,7 @@ class _Display:
 
     def changed(self) -> None:
         """Where there is no terminal: a line, if nothing was said for long."""
-        if self._live is not None or self.off or rank() != 0:
+        if self._live is not None or self.off or not self.bars or rank() != 0:
             return
         if time.monotonic() - self.spoke >= SILENCE:
             self.spoke = time.monotonic()

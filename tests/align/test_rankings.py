@@ -242,15 +242,15 @@ def trained(
 
 
 def test_micro_batches_change_nothing(make_roles: Callable[..., Roles]):
-    """4 rows a step at once, in parts of about 30 tokens, or one by one: parameters and metrics to
-    1e-5."""
+    """4 rows a step at once, in parts of about 30 tokens, or one by one: metrics to 1e-5, and
+    parameters to 5e-5, because Adam makes the rounding of a gradient near 0 as large as any."""
     at_once, lines = trained(make_roles)
     for tokens in (30, 1):
         parts, part_lines = trained(make_roles, tokens_per_forward=tokens)
         for ours, theirs in zip(
             parts.parameters_of("reward"), at_once.parameters_of("reward"), strict=True
         ):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
         for mine, other in zip(part_lines, lines, strict=True):
             for name in ("train/loss", "reward/margin", "reward/accuracy", "train/grad_norm"):
                 assert mine[name] == pytest.approx(other[name], abs=1e-5), name

@@ -161,6 +161,7 @@ def test_a_talk_in_a_terminal_streams_and_ctrl_c_stops_an_answer(
     talk.wait_for(r"France\?\s+\S+")  # the first piece of the answer
     talk.process.send_signal(signal.SIGINT)
     talk.wait_for(r"Stopped\.\s+> ")
+    time.sleep(0.5)  # between its prompt and its wait for a key, input() hears of no signal
     talk.process.send_signal(signal.SIGINT)  # at the prompt it empties the line
     talk.wait_for("> ")
     talk.type("/undo\n")
