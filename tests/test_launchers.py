@@ -7,6 +7,7 @@ all come to the same numbers.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ZERO = {name: f"deepspeed={ROOT}/configs/deepspeed/{name}.json" for name in ("zero1", "zero2")} | {
     "offload": f"deepspeed={ROOT}/configs/deepspeed/zero2_offload.json"
 }
+CLOCKS = re.compile("time|train/tokens_per_second$")
+STEPS = ("sft", "reward", "dpo", "ppo")
 PIPELINE = str(ROOT / "launch" / "pipeline.py")
 ACCELERATE = {
     "compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED",
@@ -37,8 +40,23 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
 
 
+def whole(launchers: Any) -> dict[str, Any]:
+    """Every kind of step that trains roles."""
+    small = launchers.SMALL
+    steps = {
+        "dpo": {"kind": "dpo", "data": "labels", "policy": "sft", "train": launchers.TRAIN},
+        "ppo": {
+            "kind": "ppo", "data": "prompts", "policy": "sft", "reward": "reward",
+            "train": {"iterations": 4, "prompts_per_iteration": 6, "rollout_batch_size": 3,
+                      "epochs": 1, "minibatches": 1, "max_new_tokens": 8, "learning_rate": 1e-3},
+        },
+    }  # fmt: skip
+    data = {**small["data"], "prompts": {"path": "builtin:prompts"}}
+    return {**small, "data": data, "steps": {**small["steps"], **steps}}
+
+
 def configured(folder: Path, launchers: Any) -> Path:
-    (folder / "small.yaml").write_text(yaml.safe_dump(launchers.SMALL, sort_keys=False))
+    (folder / "small.yaml").write_text(yaml.safe_dump(whole(launchers), sort_keys=False))
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(ACCELERATE))
     return folder
 
@@ -46,8 +64,8 @@ def configured(folder: Path, launchers: Any) -> Path:
 def rows(folder: Path, step: str) -> list[dict[str, Any]]:
     """The lines of metrics, without what a clock measures."""
     lines = (folder / "run" / step / "metrics.jsonl").read_text().splitlines()
-    clocks = {"time", "train/tokens_per_second"}
-    return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
+    found = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if not CLOCKS.match(k)} for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +101,19 @@ def test_every_launcher_starts_the_same_run(
     }[launcher]()
     done = launchers.run([*start, PIPELINE, "--config", "small.yaml", override], folder)
     assert done.code == 0, done.text
-    assert done.text.count("reward    done") == 1, done.text
     assert done.text.count("Report: ") == 1
-    for step in ("sft", "reward"):
+    for step in STEPS:
+        assert len(re.findall(rf"^{step} +done", done.text, re.MULTILINE)) == 1, done.text
+        assert len(rows(folder, step)) == 4
+    for step in ("sft", "reward", "dpo"):
         found, expected = rows(folder, step), rows(alone, step)
         assert [row["step"] for row in found] == [1, 2, 3, 4]
         for row, wanted in zip(found, expected, strict=True):
             assert row["train/loss"] == pytest.approx(wanted["train/loss"], abs=1e-4)
             assert row["train/lr"] == pytest.approx(wanted["train/lr"], abs=1e-9)
-    for row, wanted in zip(rows(folder, "reward"), rows(alone, "reward"), strict=True):
-        assert row == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    for step in ("reward", "dpo", "ppo"):
+        for row, wanted in zip(rows(folder, step), rows(alone, step), strict=True):
+            assert row == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.slow

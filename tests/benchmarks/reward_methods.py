@@ -12,7 +12,7 @@ of its group over the same pairs and seeds:
 - every vote by itself, the majority and Dawid-Skene's soft labels, for the same number of steps:
   five of eight annotators judge each pair, two of whom seldom look.
 
-What is done is not done again. Seeds are of data and training at once.
+What is done is not done again. Seeds are of data and training at once; intervals are over prompts.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ VOTES = 5
 TRAIN: dict[str, Any] = {"train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 50}
 EPOCHS = 2.0
 STEPS_OF_VOTES = 200
+PROMPTS = "prompts"
 GROUPS = {
     "rankings": ("bradley_terry", "plackett_luce", "six_pairs"),
     "ties": ("davidson", "rao_kupper", "half", "drop"),
@@ -215,31 +216,33 @@ def measured(work: Path, seed: int, model: Path, only: Sequence[str]) -> dict[st
     }  # fmt: skip
     Pipeline(build_config(tree)).run()
     pairs = gold_pairs(rows_of(seed)[1])
-    return {name: hits(folder / "run" / name, pairs) for name in wanted}
+    found = {name: hits(folder / "run" / name, pairs) for name in wanted}
+    return {**found, PROMPTS: np.array([f"{seed} {prompt}" for prompt, _, _ in pairs])}
 
 
-def interval_of(values: Any) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of independent values [P]."""
-    each = np.arange(len(values))
-    (found,) = clustered_means(values[:, None], np.ones((len(values), 1)), each, seed=17)
+def interval_of(values: Any, prompts: Any) -> tuple[float, float]:
+    """95 % bootstrap interval, over prompts, of the mean of values [P]."""
+    place = np.unique(prompts, return_inverse=True)[1]
+    (found,) = clustered_means(values[:, None], np.ones((len(values), 1)), place, seed=17)
     return found.low, found.high
 
 
 def show(found: Sequence[dict[str, Any]]) -> None:
     """A line a way: accuracy over all seeds' pairs, and its difference to its group's first."""
     print(f"{'':16} {'pairs':>6}  gold accuracy          difference to the first of its group")
+    prompts = np.concatenate([by_way[PROMPTS] for by_way in found])
     for ways in GROUPS.values():
         first: Any = None
         for name in ways:
             if name not in found[0]:
                 continue
             own = np.concatenate([by_way[name] for by_way in found])
-            low, high = interval_of(own)
+            low, high = interval_of(own, prompts)
             line = f"{name:16} {len(own):6}  {own.mean():.3f} [{low:.3f}, {high:.3f}]"
             if first is None:
                 first = own
             else:
-                low, high = interval_of(own - first)
+                low, high = interval_of(own - first, prompts)
                 line += f"   {(own - first).mean():+.3f} [{low:+.3f}, {high:+.3f}]"
             by_seed = " ".join(f"{by_way[name].mean():.3f}" for by_way in found)
             print(f"{line}   by seed {by_seed}")
