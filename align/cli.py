@@ -25,7 +25,6 @@ from align.console import INTERRUPTED, exit_code, say, show_memory, show_plan
 from align.console import show_summary as print_summary
 from align.interrupts import terminable
 from align.progress import silent
-from align.run_lock import alone_in
 
 # Typer's public names for these are only their subclasses; it brings its own copy of click.
 USAGE_ERROR, CLICK_ERROR = cast("tuple[type[Exception], ...]", typer.BadParameter.__mro__[1:3])
@@ -106,18 +105,13 @@ def run(
 
 
 def run_config(config: Config, **selection: Any) -> None:
-    """Runs the pipeline and, in the main process, prints what came of it.
-
-    Raises ConfigError if another run is at work in the same folder.
-    """
+    """Runs the pipeline and, in the main process, prints what came of it."""
     from align.pipeline import Pipeline, main_process
 
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    pipeline, folder = Pipeline(config), Path(config.output_dir)
-    with alone_in(folder) if main_process() else nullcontext():
-        summary = pipeline.run(command=command, **selection)
+    summary = Pipeline(config).run(command=command, **selection)
     if main_process():
-        print_summary(summary, folder)
+        print_summary(summary, Path(config.output_dir))
 
 
 def _check_step(config: Config, option: str, name: str | None) -> None:

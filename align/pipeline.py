@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from align import checkpoints, deepspeed_settings, launched
 from align.artifacts import Artifact, read_json, write_json
 from align.config import Config, ConfigError, Reward
 from align.materials import make
+from align.run_lock import alone_in
 from align.step_run import StepError, run_step
 from align.tasks import Task, base_is_ours, files_of, tasks_of
 
@@ -46,6 +47,8 @@ class Pipeline:
 
     def _check_files(self) -> None:
         """Raises ConfigError for a missing file, or a folder that belongs to another run."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"output_dir {str(self.folder)!r} is a file.")
         record = read_json(self.folder / "run.json")
         if record is not None and record.get("name") != self.config.name:
             raise ConfigError(
@@ -57,8 +60,6 @@ class Pipeline:
                 f"output_dir {str(self.folder)!r} is not empty and holds no run; choose another "
                 f"folder."
             )
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"output_dir {str(self.folder)!r} is a file.")
         deepspeed_settings.check(self.config)
         launched.check(self.config, os.environ)
         for source, data in self.config.data.items():
@@ -129,8 +130,9 @@ class Pipeline:
         after it again; `force` runs the named steps again; `until_kind` leaves out steps that no
         step of that kind stands on. The rewards of all steps that will run are looked for first;
         this executes the modules that reward functions are in. Raises ConfigError for an unknown
-        name or a reward that cannot be had, StepError when a step fails, or a reward model does not
-        meet its requirements; what has run, the summary and the report stay.
+        name, a reward that cannot be had, or a folder in which another run is at work, StepError
+        when a step fails, or a reward model does not meet its requirements; what has run, the
+        summary and the report stay.
         """
         self._check_names([only, start_from, *force])
         chosen = self._chosen(only, until_kind)
@@ -140,6 +142,12 @@ class Pipeline:
             again |= set(order[order.index(start_from) :])
         undone = {row["name"] for row in self._plan(again) if row["state"] != "done"}
         self._check_rewards([name for name in chosen if name in undone or name == only])
+        with alone_in(self.folder) if main_process() else nullcontext():
+            return self._run(chosen, again, only, command)
+
+    def _run(
+        self, chosen: Collection[str], again: set[str], only: str | None, command: str
+    ) -> dict[str, Any]:
         from align.engine import Engine
         from align.quiet import quiet_libraries
 

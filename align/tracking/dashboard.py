@@ -189,7 +189,7 @@ def place_of(logged: Logged, entity: str | None, project: str | None) -> tuple[s
     has it; the entity may be the key's own. Raises ConfigError without a project."""
     project = project or logged.wandb.get("project")
     if project is None:
-        raise ConfigError("the run has no tracking.wandb.project; say --project.")
+        raise ConfigError("The run has no tracking.wandb.project; name one with --project.")
     return entity or logged.wandb.get("entity"), project
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from align import adapters
 from align.base import checkpointed_layers, load_base
 from align.config import Base, ConfigError, Lora, build_config
+from align.logits import token_logprobs
 from align.pipeline import Pipeline
 from align.policy import respond, uniforms
 from align.roles import Roles
-from align.logits import token_logprobs
 from preference_data.attention import hidden_states
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from align.adapters import merged
 from align.config import ConfigError
+from align.logits import sample_inverse_cdf
 from align.policy import Response, check_positions, load_for_chat, respond, uniforms
 from align.roles import Roles
-from align.logits import sample_inverse_cdf
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from align.advantages import by_token, gae, grpo, k3, kl_shaped_rewards, reinforce, rloo
-from align.losses import kl_penalty, ppo_policy, ppo_value
 from align.logits import sample_inverse_cdf
+from align.losses import kl_penalty, ppo_policy, ppo_value
 from align.tensors import centre, masked_mean, standardize
 
 END, VOCABULARY, LONGEST = 0, 5, 4

@@ -51,7 +51,7 @@ def test_the_project_is_the_configurations_or_must_be_said():
     logged = Logged("mine", {}, (), {"project": "hh", "entity": None})
     assert place_of(logged, None, None) == (None, "hh")
     assert place_of(logged, "us", "other") == ("us", "other")
-    with pytest.raises(ConfigError, match=r"no tracking\.wandb\.project; say --project"):
+    with pytest.raises(ConfigError, match=r"no tracking\.wandb\.project; name one with --project"):
         place_of(Logged("mine", {}, ()), None, None)
 
 
@@ -75,7 +75,7 @@ def test_the_specification_is_printed_as_json(tmp_path: Path, capsys: pytest.Cap
         (["."], "no run folder: it holds no run.json"),
         (["empty"], "no step has logged anything yet"),
         (["run"], "saving a dashboard needs a W&B key"),
-        (["other"], "say --project"),
+        (["other"], "name one with --project"),
     ],
 )
 def test_what_is_missing_is_said(
