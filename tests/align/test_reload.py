@@ -231,7 +231,8 @@ def reloaded(
 def test_a_fresh_process_gives_the_same_scores(
     case: Case, saved: dict[Case, Saved], reloaded: dict[str, dict[str, list[float]]]
 ):
-    """To 1e-6 in the type that it was trained in, and so do transformers and peft in float32.
+    """To 1e-6 in the type that it was trained in; transformers and peft, which add up attention in
+    another order, to 3e-6 in float32.
 
     A head is in float32 here and in the files, but transformers computes it in the base's type: in
     bfloat16, whose numbers have 8 bits, a plain score of about 2 is off by up to 2 ** -7 per
@@ -239,7 +240,7 @@ def test_a_fresh_process_gives_the_same_scores(
     """
     one, found = saved[case], reloaded[case.name]
     assert found[case.dtype] == pytest.approx(one.scores, abs=1e-6)
-    assert found["float32 plain"] == pytest.approx(found["float32"], abs=1e-6)
+    assert found["float32 plain"] == pytest.approx(found["float32"], abs=3e-6)
     assert found["float32 together"] == pytest.approx(found["float32"], abs=1e-5)
     assert found[f"{case.dtype} plain"] == pytest.approx(one.scores, abs=6e-2)
     assert max(one.scores) - min(one.scores) > 1e-2
