@@ -25,7 +25,7 @@ from align.memory.plan import plan_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ("sft", "reward", "dpo", "ppo")
-REPRESENTATIVE = [(1, "full"), (3, "full"), (3, "lora")]
+REPRESENTATIVE = [(3, "full"), (3, "lora")]
 """Stage 2 with LoRA is in tests/test_two_processes.py and test_faults.py, too."""
 EVERY = [(stage, kind) for stage in (0, 1, 2, 3) for kind in ("lora", "full")]
 ROWS = EVERY if os.environ.get("ALIGN_ZERO_MATRIX") == "all" else REPRESENTATIVE
