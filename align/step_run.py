@@ -11,7 +11,7 @@ from align import checkpoints, deepspeed_settings
 from align.artifacts import Artifact, versions
 from align.config import ConfigError
 from align.progress import progress
-from align.tasks import Task, base_is_ours, clusters_of, data_folder
+from align.tasks import HARMLESS, Task, base_is_ours, clusters_of, data_folder
 
 if TYPE_CHECKING:
     from align.config import Config
@@ -85,7 +85,8 @@ def run_step(task: Task, config: Config, engine: Engine, before: float) -> Artif
     return Artifact(
         name=task.name, kind=step.kind, path=task.folder, fingerprint=task.fingerprint,
         inputs=task.inputs, base=result.base, rows=result.rows, metrics=metrics,
-        seed=seed, versions=versions(), settings=step.model_dump(mode="json", by_alias=True),
+        seed=seed, versions=versions(),
+        settings=step.model_dump(mode="json", by_alias=True, exclude={"train": HARMLESS}),
     )  # fmt: skip
 
 

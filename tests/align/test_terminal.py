@@ -157,10 +157,14 @@ def test_a_talk_in_a_terminal_streams_and_ctrl_c_stops_an_answer(
     talk = terminal("chat", str(tmp_path / "ppo"), "--temperature", "0", "--max-new-tokens", "900")
     talk.wait_for("Talking to ppo. /help shows the commands, Ctrl-D ends.")
     talk.wait_for("> ")
-    talk.type("What is the capital of France?\n")
-    talk.wait_for(r"France\?\s+\S+")  # the first piece of the answer
-    talk.process.send_signal(signal.SIGINT)
-    talk.wait_for(r"Stopped\.\s+> ")
+    for _ in range(10):  # a machine at work elsewhere may let an answer end before it hears
+        talk.type("What is the capital of France?\n")
+        talk.wait_for(r"France\?\s+\S+")  # the first piece of the answer
+        talk.process.send_signal(signal.SIGINT)
+        if "Stopped." in talk.wait_for(r"Stopped\.\s+> |\n> \s*> "):
+            break
+    else:
+        pytest.fail("no answer was stopped")
     time.sleep(0.5)  # between its prompt and its wait for a key, input() hears of no signal
     talk.process.send_signal(signal.SIGINT)  # at the prompt it empties the line
     talk.wait_for("> ")
