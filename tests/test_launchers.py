@@ -113,7 +113,8 @@ def test_every_launcher_starts_the_same_run(
             assert row["train/lr"] == pytest.approx(wanted["train/lr"], abs=1e-9)
     for step in ("reward", "dpo", "ppo"):
         for row, wanted in zip(rows(folder, step), rows(alone, step), strict=True):
-            assert row == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+            tolerance = 1e-4 if step == "ppo" else 1e-5  # a KL of 1e-4, by an offloaded optimiser
+            assert row == pytest.approx(wanted, rel=1e-3, abs=tolerance)
 
 
 @pytest.mark.slow
