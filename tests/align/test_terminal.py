@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 pty = pytest.importorskip("pty")  # not on Windows
 
@@ -144,22 +146,44 @@ def test_a_run_on_a_terminal_has_a_bar_and_ends_sanely_and_goes_on_without_one(
     assert report == f"Report: {tmp_path / 'run' / 'report.html'}"
 
 
+@pytest.fixture
+def talker(tiny_folder: Path, renderer: Any, tmp_path: Path) -> Path:
+    """A saved policy that can say nothing but "a" and "b", and so never ends an answer.
+
+    Its head is zero but for two rows that are each other's opposites: one of them is the likeliest
+    token, whatever a machine's rounding makes of the hidden states.
+    """
+    from align.base import load_base
+    from align.config import Base, Lora
+    from align.roles import Roles
+
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_folder, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, tie_word_embeddings=False)
+    a, b = renderer.tokenizer.convert_tokens_to_ids(["a", "b"])
+    with torch.no_grad():
+        row = model.get_input_embeddings().weight[a]
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[a], model.lm_head.weight[b] = row, -row
+    model.save_pretrained(folder)
+    base = load_base(str(folder), Base(model=str(folder)), torch.device("cpu"))
+    roles = Roles(base, renderer, Lora(r=4, alpha=8), str(folder))
+    roles.add("policy", fresh=True, trainable=True)
+    roles.save("policy", tmp_path / "ppo")
+    return tmp_path / "ppo"
+
+
 @pytest.mark.slow
 def test_a_talk_in_a_terminal_streams_and_ctrl_c_stops_an_answer(
-    terminal: Callable[..., Terminal], make_roles: Any, shake: Any, tmp_path: Path
+    terminal: Callable[..., Terminal], talker: Path
 ):
     """The likeliest token again and again: 900 of them take long enough to be stopped."""
-    roles = make_roles()
-    roles.add("policy", fresh=True, trainable=True)
-    torch.manual_seed(0)
-    shake(roles.parameters_of("policy"))
-    roles.save("policy", tmp_path / "ppo")
-    talk = terminal("chat", str(tmp_path / "ppo"), "--temperature", "0", "--max-new-tokens", "900")
+    talk = terminal("chat", str(talker), "--temperature", "0", "--max-new-tokens", "900")
     talk.wait_for("Talking to ppo. /help shows the commands, Ctrl-D ends.")
     talk.wait_for("> ")
     for _ in range(10):  # a machine at work elsewhere may let an answer end before it hears
         talk.type("What is the capital of France?\n")
-        talk.wait_for(r"France\?\s+\S+")  # the first piece of the answer
+        talk.wait_for(r"France\?\s+[ab]")  # the first piece of the answer
         talk.process.send_signal(signal.SIGINT)
         if "Stopped." in talk.wait_for(r"Stopped\.\s+> |\n> \s*> "):
             break
