@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -38,6 +40,26 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :after], values[:, :, :after]
         return self.keys, self.values
 
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, lengths: Sequence[int], capacity: int) -> RoomyLayer:
+        """Of sequences [1, H, sum(lengths), D] one after another, each in a row of its own; the
+        rows end together, and zeros are on their left."""
+        layer = cls(capacity)
+        layer.lazy_initialization(keys, values)
+        longest = max(lengths)
+        row = torch.repeat_interleave(torch.tensor(lengths))
+        place = torch.cat([torch.arange(longest - length, longest) for length in lengths])
+
+        def spread(packed: Tensor) -> Tensor:
+            _, heads, _, width = packed.shape
+            room = packed.new_zeros(len(lengths), heads, capacity, width)
+            room[row, :, place] = packed[0].transpose(0, 1)
+            return room
+
+        layer._room = spread(keys), spread(values)
+        layer.keys, layer.values = (room[:, :, :longest] for room in layer._room)
+        return layer
+
     def _empty(self, states: Tensor) -> Tensor:
         rows, heads, _, width = states.shape
         return states.new_empty(rows, heads, self._capacity, width)
@@ -62,4 +84,15 @@ def roomy_cache(model: Any, capacity: int) -> DynamicCache:
     cache.layers = [
         RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
+    return cache
+
+
+def spread(packed: DynamicCache, lengths: Sequence[int], capacity: int) -> DynamicCache:
+    """A cache for `capacity` tokens with a row for each of the sequences that `packed`, whose
+    layers are all plain ones, holds in one row, prompt by prompt."""
+    cache = DynamicCache()
+    for layer in packed.layers:
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None
+        assert layer.values is not None
+        cache.layers.append(RoomyLayer.of(layer.keys, layer.values, lengths, capacity))
     return cache

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from align.config import ConfigError
-from align.kv_cache import roomy_cache
+from align.decoding import Decoding, any_length
 from align.logits import sample_inverse_cdf
 from align.progress import tracked
 from preference_data.records import Message, Prompt
@@ -62,9 +61,13 @@ def respond(
     keeps only rows that still run. `heard` is given every step's tokens [B], NONE where a response
     has ended, as soon as they are drawn. `read` gives the value [B] of last hidden states [B, D].
     """
-    with _any_length(model), _states(model) as states:
-        value = None if read is None else lambda: read(states[0][:, -1])
-        return _respond(model, prompts, draws, renderer, temperature, heard, value)
+    distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    with any_length(model):
+        rows = Decoding(model, list(distinct), draws.shape[1])
+        return _respond(
+            rows, [distinct[prompt] for prompt in prompts], draws.to(model.device),
+            renderer.tokenizer.eos_token_id, temperature, heard, read,
+        )  # fmt: skip
 
 
 def check_positions(
@@ -81,91 +84,48 @@ def check_positions(
         )
 
 
-@contextlib.contextmanager
-def _any_length(model: Any) -> Iterator[None]:
-    """flex_attention would be compiled again for every length that a response goes through."""
-    before = model.config._attn_implementation
-    if before == "flex_attention":
-        model.config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
-
-
-@contextlib.contextmanager
-def _states(model: Any) -> Iterator[list[Tensor]]:
-    """In it, the list holds the hidden states that the language head was given last."""
-    found: list[Tensor] = []
-
-    def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        found[:] = inputs[:1]
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
-    try:
-        yield found
-    finally:
-        hook.remove()
-
-
 def _respond(
-    model: Any,
-    prompts: Sequence[tuple[int, ...]],
+    rows: Decoding,
+    prompt_of: list[int],
     draws: Tensor,
-    renderer: Renderer,
+    eos: int,
     temperature: float,
     heard: Callable[[Tensor], object] | None,
-    value: Callable[[], Tensor] | None,
+    read: Callable[[Tensor], Tensor] | None,
 ) -> list[Response]:
-    device, rows = model.device, len(prompts)
-    eos = renderer.tokenizer.eos_token_id
-    distinct = list(dict.fromkeys(prompts))
-    ids, mask = (part.to(device) for part in _left_padded(distinct))
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    draws = draws.to(device)
-    tokens = torch.full((rows, draws.shape[1]), NONE, device=device)
-    logprobs = torch.zeros(tokens.shape, device=device)
-    values = None if value is None else torch.zeros_like(logprobs)
-    running = torch.arange(rows, device=device)  # which response each row of the batch is
-    alive = torch.ones(rows, dtype=torch.bool, device=device)
-    cache: Any = roomy_cache(model, ids.shape[1] + draws.shape[1])
+    device = draws.device
+    tokens = torch.full(draws.shape, NONE, device=device)
+    logprobs = torch.zeros(draws.shape, device=device)
+    values = None if read is None else torch.zeros_like(logprobs)
+    running = torch.arange(len(draws), device=device)  # which response each row is
+    alive = torch.ones(len(draws), dtype=torch.bool, device=device)
+    if len(set(prompt_of)) < len(prompt_of):
+        rows.select(torch.tensor(prompt_of, device=device))
     for t in tracked(range(draws.shape[1]), "sampling", "tokens"):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1]
-        worth = None if value is None else value().float()
-        if t == 0 and len(distinct) < rows:
-            prompt_of = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
-            cache.batch_select_indices(prompt_of)
-            logits, mask, positions = logits[prompt_of], mask[prompt_of], positions[prompt_of]
-            worth = None if worth is None else worth[prompt_of]
-        sample = sample_inverse_cdf(logits, draws[running, t], temperature)
+        sample = sample_inverse_cdf(rows.logits, draws[running, t], temperature)
         tokens[running, t] = sample.tokens.where(alive, NONE)
         logprobs[running, t] = sample.logprobs.where(alive, 0.0)
-        if values is not None and worth is not None:
-            values[running, t] = worth.where(alive, 0.0)
+        if values is not None and read is not None:
+            values[running, t] = read(rows.states).float().where(alive, 0.0)
         if heard is not None:
             heard(tokens[:, t])
         alive &= sample.tokens != eos
         left = int(alive.sum())
-        if not left:
+        if not left or t + 1 == draws.shape[1]:
             break
-        ids = sample.tokens[:, None]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        positions = positions[:, -1:] + 1
+        chosen = sample.tokens
         if left < COMPACT_BELOW * len(alive):
             keep = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            ids, mask, positions = ids[keep], mask[keep], positions[keep]
-            running, alive = running[keep], alive[keep]
+            rows.select(keep)
+            chosen, running, alive = chosen[keep], running[keep], alive[keep]
+        rows.append(chosen)
+    return _responses(tokens, logprobs, values, eos)
+
+
+def _responses(tokens: Tensor, logprobs: Tensor, values: Tensor | None, eos: int) -> list[Response]:
+    """Of [B, max_new_tokens] each."""
     lengths = (tokens != NONE).sum(1).tolist()
-    read = [None] * rows if values is None else values.tolist()
+    read = [None] * len(tokens) if values is None else values.tolist()
     return [
         Response(
             tuple(row[:length]), tuple(logprob[:length]), row[length - 1] == eos,
@@ -175,17 +135,6 @@ def _respond(
             tokens.tolist(), logprobs.tolist(), read, lengths, strict=True
         )
     ]  # fmt: skip
-
-
-def _left_padded(prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both [B, T]."""
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
 
 
 class Chat:

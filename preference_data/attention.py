@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from preference_data import piecewise
 from preference_data.batches import UNUSED, PackedBatch
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """What configurations call the number of tokens back that a layer sees, if transformers' own masks
@@ -33,10 +37,10 @@ def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
     UNUSED the states mean nothing.
     """
     states = None
-    if _goes_piecewise(model, batch):
+    if _goes_piecewise(model, batch.input_ids.device, int(batch.position_ids.max())):
         layout = _compact(batch)
         try:
-            states = _by_pieces(model, layout.arguments)
+            states = _by_pieces(model, model.base_model, layout.arguments).last_hidden_state
         except piecewise.Lost as lost:
             _without_pieces(model.config.model_type, str(lost))
     if states is None:
@@ -45,6 +49,46 @@ def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
     if layout.source is None:
         return states
     return states.flatten(0, 1)[layout.source].view(*batch.input_ids.shape, -1)
+
+
+@dataclass(frozen=True)
+class ReadPrompts:
+    """What a causal model says after each of U prompts."""
+
+    logits: Tensor
+    """[U, V] of the token that comes next"""
+    cache: DynamicCache
+    """Keys and values [1, H, N, D] of each layer, prompt by prompt"""
+
+
+def read_prompts(model: Any, prompts: Sequence[tuple[int, ...]]) -> ReadPrompts | None:
+    """Computes `prompts` in one row of N tokens without padding, each as if it were alone.
+
+    None where the model's attention does not go piece by piece: on another device than a CPU, say.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    sizes = [len(prompt) for prompt in prompts]
+    cache = DynamicCache(config=model.config)
+    plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+    if not plain or not _goes_piecewise(model, model.device, max(sizes) - 1):
+        return None
+    arguments = {
+        "input_ids": torch.tensor([[token for prompt in prompts for token in prompt]]),
+        "position_ids": torch.cat([torch.arange(size) for size in sizes])[None],
+        "attention_mask": None,
+        "pieces": piecewise.Pieces(sizes, [None] * len(sizes)),
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": torch.tensor(sizes).cumsum(0) - 1,
+    }
+    try:
+        output = _by_pieces(model, model, arguments)
+    except piecewise.Lost as lost:
+        _without_pieces(model.config.model_type, str(lost))
+        return None
+    return ReadPrompts(output.logits[0], cache)
 
 
 def window_of(config: Any) -> int | None:
@@ -103,13 +147,13 @@ _MASKED: set[str] = set()
 """Types of models whose attention does not learn of pieces."""
 
 
-def _goes_piecewise(model: Any, batch: PackedBatch) -> bool:
+def _goes_piecewise(model: Any, device: torch.device, last_position: int) -> bool:
     window = window_of(model.config)
     return (
         model.config._attn_implementation == "sdpa"
-        and batch.input_ids.device.type == "cpu"
+        and device.type == "cpu"
         and model.config.model_type not in _MASKED
-        and (window is None or int(batch.position_ids.max()) < window)
+        and (window is None or last_position < window)
     )
 
 
@@ -123,18 +167,19 @@ def _compact(batch: PackedBatch) -> _Layout:
         "position_ids": batch.position_ids.flatten()[used][None],
         "attention_mask": None,
         "pieces": pieces,
+        "use_cache": False,
     }
     return _Layout(arguments, source)
 
 
-def _by_pieces(model: Any, arguments: dict[str, Any]) -> Tensor:
-    """Raises Lost if a layer went without them."""
+def _by_pieces(model: Any, called: Any, arguments: dict[str, Any]) -> Any:
+    """What `called`, the model or its trunk, gives. Raises Lost if a layer went without them."""
     piecewise.register()
     with piecewise.Attending(model.config, piecewise.NAME):
-        states: Tensor = model.base_model(**arguments, use_cache=False).last_hidden_state
+        output = called(**arguments)
     if arguments["pieces"].calls < model.config.get_text_config().num_hidden_layers:
         raise piecewise.Lost("the pieces")
-    return states
+    return output
 
 
 def _without_pieces(model_type: str, lost: str) -> None:

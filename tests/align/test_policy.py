@@ -61,10 +61,12 @@ def test_captured_log_probabilities_are_the_evaluated_ones(roles: Roles, tempera
     assert captured.std() > 0.1
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "mistral"])
-def test_other_families_sample_what_they_evaluate(family: str, renderer: Renderer):
+def test_other_families_sample_what_they_evaluate(family: str, attention: str, renderer: Renderer):
     """Rotary positions forgive a shift of the left padding, GPT-2's learned ones do not: captured
-    against each conversation alone, with the model's own mask and positions."""
+    against each conversation alone, with the model's own mask and positions. The prompts are read
+    in one row of 18 tokens, or in five that are padded to 8."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     size = len(renderer.tokenizer)
@@ -75,10 +77,19 @@ def test_other_families_sample_what_they_evaluate(family: str, renderer: Rendere
         names |= {} if family == "gpt_neox" else {"num_key_value_heads": 2}
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, vocab_size=size, **names)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=attention
+    ).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
+    shapes: list[torch.Size] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
     responses = respond(model, PROMPTS, uniforms(1, len(PROMPTS), 12), renderer, 1.0)
+    hook.remove()
+    packs = attention == "sdpa" and family != "mistral"  # the layers of a window have another cache
+    assert shapes[0] == ((1, 18) if packs else (5, 8))
     for prompt, response in zip(PROMPTS, responses, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *response.ids]]), use_cache=False).logits[0]
@@ -224,20 +235,20 @@ def test_a_folder_without_a_policy_is_refused(tmp_path: Path):
 
 
 def test_samples_of_a_prompt_share_its_forward(roles: Roles, monkeypatch: pytest.MonkeyPatch):
-    """Three samples of each of two prompts, given in any order: the first forward has two rows, and
-    every response is the one that its prompt and draws give alone."""
+    """Three samples of each of two prompts, given in any order: the first forward has the 3 + 8
+    tokens of the two, and every response is the one that its prompt and draws give alone."""
     first, second = PROMPTS[0], PROMPTS[2]
     prompts = [first, second, first, first, second, second]
     draws = uniforms(3, len(prompts), LONGEST)
-    rows: list[int] = []
+    sizes: list[int] = []
     model = roles.model.get_base_model()
     hook = model.register_forward_pre_hook(
-        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+        lambda _, __, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
     )
     together = sampled(roles, prompts, draws)
     hook.remove()
-    assert rows[0] == 2
-    assert rows[1] > 2  # less those that end at once
+    assert sizes[0] == len(first) + len(second)
+    assert sizes[1] > 2  # a token of each of the six, less those that end at once
     for prompt, draw, response in zip(prompts, draws, together, strict=True):
         [alone] = sampled(roles, [prompt], draw[None])
         assert response.ids == alone.ids

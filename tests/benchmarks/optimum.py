@@ -2,7 +2,7 @@
 
     python tests/benchmarks/optimum.py --seeds 5 [--broken | --variants ppo-lora,dpo-lora,…]
 
-Each seed draws a world (tests/enumerable.py): another reference, another gold score. Each variant
+Each seed draws a world (tests/shared/enumerable.py): another reference, another gold score. Each variant
 is a run of the pipeline from a YAML file, whose saved policy is then summed over all responses.
 Printed are the way it has gone, (J - J_ref) / (J* - J_ref), its KL from the reference, the KL of
 the best policy, and the run's seconds. With `--broken` the variants are broken on purpose: where
@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def load_world() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "enumerable.py"
+    path = Path(__file__).resolve().parents[1] / "shared" / "enumerable.py"
     spec = importlib.util.spec_from_file_location("enumerable", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
