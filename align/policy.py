@@ -14,7 +14,6 @@ from align.config import ConfigError
 from align.decoding import Decoding, any_length
 from align.logits import sample_inverse_cdf
 from align.progress import tracked
-from preference_data.records import Message, Prompt
 from preference_data.rendering import Renderer
 from reward_models.folders import base_under, weights_folder
 
@@ -135,34 +134,6 @@ def _responses(tokens: Tensor, logprobs: Tensor, values: Tensor | None, eos: int
             tokens.tolist(), logprobs.tolist(), read, lengths, strict=True
         )
     ]  # fmt: skip
-
-
-class Chat:
-    """A policy to talk to."""
-
-    def __init__(self, model: Any, renderer: Renderer, max_new_tokens: int, temperature: float):
-        self._model = model
-        self._renderer = renderer
-        self._max_new_tokens = max_new_tokens
-        self._temperature = temperature
-        self._turn = 0
-
-    def reply(self, messages: list[dict[str, str]]) -> str:
-        """The policy's reply to a conversation of {"role", "content"} that ends with the user."""
-        prompt = Prompt(tuple(Message(m["role"], m["content"]) for m in messages))  # type: ignore[arg-type]
-        self._turn += 1
-        draws = uniforms(self._turn, 1, self._max_new_tokens)
-        ids = self._renderer.prompt(prompt)
-        [response] = respond(self._model, [ids], draws, self._renderer, self._temperature)
-        return self._renderer.decode(response.ids)
-
-
-def load_for_chat(
-    path: str | Path, max_new_tokens: int = 128, temperature: float = 0.7, base: str | None = None
-) -> Chat:
-    """Loads a policy step's folder as `load_policy` does, to talk to it."""
-    model, renderer = load_policy(path, base)
-    return Chat(model, renderer, max_new_tokens, temperature)
 
 
 def load_policy(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 """What configurations call the number of tokens back that a layer sees, if transformers' own masks
 keep to it."""
 log = logging.getLogger("align")
+_ONE_AT_A_TIME = threading.RLock()
+"""A model's attention is a setting of its configuration, which all threads share."""
 
 
 def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
@@ -36,6 +39,11 @@ def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
     `model` is a transformers model for a task; its trunk (`base_model`) is called. Where tokens are
     UNUSED the states mean nothing.
     """
+    with _ONE_AT_A_TIME:
+        return _hidden_states(model, batch)
+
+
+def _hidden_states(model: Any, batch: PackedBatch) -> Tensor:
     states = None
     if _goes_piecewise(model, batch.input_ids.device, int(batch.position_ids.max())):
         layout = _compact(batch)
@@ -66,6 +74,11 @@ def read_prompts(model: Any, prompts: Sequence[tuple[int, ...]]) -> ReadPrompts 
 
     None where the model's attention does not go piece by piece: on another device than a CPU, say.
     """
+    with _ONE_AT_A_TIME:
+        return _read_prompts(model, prompts)
+
+
+def _read_prompts(model: Any, prompts: Sequence[tuple[int, ...]]) -> ReadPrompts | None:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 

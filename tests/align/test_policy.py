@@ -16,7 +16,7 @@ from torch import Tensor
 from align.adapters import merged
 from align.config import ConfigError
 from align.logits import sample_inverse_cdf
-from align.policy import Response, check_positions, load_for_chat, respond, uniforms
+from align.policy import Response, check_positions, load_policy, respond, uniforms
 from align.roles import Roles
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
@@ -203,14 +203,14 @@ def test_an_impossible_token_is_never_drawn():
     assert set(sample.tokens.tolist()) == {1, 3}
 
 
-# --- a policy to talk to --------------------------------------------------------------------------
+# --- a saved policy -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_chat_samples_from_the_saved_policy(
+def test_a_saved_policy_samples_as_before(
     make_roles: Callable[..., Roles], shake: Callable[..., None], tmp_path: Path, lora: bool
 ):
-    """The first reply is what `respond` draws with the numbers of seed 1 from the same weights."""
+    """A saved policy answers as the one in training did, to the same numbers."""
     from preference_data.records import Prompt
 
     roles = make_roles() if lora else make_roles(None)
@@ -220,15 +220,15 @@ def test_chat_samples_from_the_saved_policy(
     renderer: Renderer = roles.renderer
     ids = renderer.prompt(Prompt.from_text("What is the capital of France?"))
     [expected] = sampled(roles, [ids], uniforms(1, 1, 12), temperature=0.7)
-    chat: Any = load_for_chat(tmp_path, max_new_tokens=12, temperature=0.7)
-    turn = {"role": "user", "content": "What is the capital of France?"}
-    assert chat.reply([turn]) == renderer.decode(expected.ids)
+    model, loaded = load_policy(tmp_path)
+    [response] = respond(model, [ids], uniforms(1, 1, 12), loaded, 0.7)
+    assert loaded.decode(response.ids) == renderer.decode(expected.ids)
     assert len(expected.ids) > 1
 
 
 def test_a_folder_without_a_policy_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="holds neither an adapter nor a model"):
-        load_for_chat(tmp_path)
+        load_policy(tmp_path)
 
 
 # --- samples that share a prompt, adapters that are folded in -------------------------------------

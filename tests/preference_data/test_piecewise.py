@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -161,3 +163,22 @@ def test_a_context_of_an_attention_can_be_entered_within_itself():
         with then:
             assert config._attn_implementation == "sdpa"
     assert config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_threads_may_share_a_model(llama: Any):
+    """What a model attends with is a setting that they share: each waits for its turn."""
+    batch = pack(GROUPS)
+    expected = states(llama, batch)
+
+    def once(_: int) -> float:
+        with torch.no_grad():  # a setting of each thread
+            return float((states(llama, batch) - expected).abs().max())
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert max(threads.map(once, range(80))) < 1e-5
+    finally:
+        sys.setswitchinterval(before)
