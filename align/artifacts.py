@@ -58,6 +58,8 @@ class Artifact:
     versions: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     """The step's section of the configuration, which may be another one since."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of the files that the settings name, by option: a function's is its content."""
 
     @property
     def adapter(self) -> Path | None:

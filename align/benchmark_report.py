@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.console import console, say
+from preference_data.counts import counted
 from preference_data.quarantine import reasons_in_words
 from preference_data.reward_benchmarks import STYLES
 from preference_data.sources.store import whole_or_absent
@@ -45,7 +46,7 @@ def show_benchmark(report: BenchmarkReport) -> None:
 
 def _counts(report: BenchmarkReport) -> str:
     read = report.benchmark
-    words = f"{read.rows:,} rows, {len(report.items):,} scored"
+    words = f"{counted(read.rows, 'row')}, {len(report.items):,} scored"
     if report.unscored:
         first = report.unscored[0].reason.rstrip(".")
         words += f", {len(report.unscored):,} that the model cannot read ({first})"

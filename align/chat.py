@@ -13,6 +13,7 @@ from torch import Tensor
 from align.config import ConfigError
 from align.policy import load_policy, respond, uniforms
 from align.progress import silent
+from preference_data.counts import counted
 from preference_data.records import Message, Prompt
 from preference_data.rendering import Renderer, RenderingError
 
@@ -78,7 +79,8 @@ class Voice:
             raise ValueError(f"{error}; write it otherwise") from error
         if self.positions is not None and len(ids) + room > self.positions:
             raise TooLong(
-                f"its {len(ids)} tokens and {room} new ones are more than the {self.positions} "
+                f"its {counted(len(ids), 'token')} and {room} new ones are more than the "
+                f"{self.positions} "
                 f"positions of {self.name}"
             )
         return ids
@@ -193,7 +195,7 @@ class Conversation:
             return None
         question = self.turns[-2]["content"]
         del self.turns[-2:]
-        self.forgotten = min(self.forgotten, len(self.turns))
+        self.forgotten = 0  # what fits is found anew
         return question
 
     def reset(self) -> None:

@@ -134,12 +134,10 @@ def _with_system(turns: Turns, system: str | None) -> Turns:
     return [{"role": "system", "content": system}, *turns]
 
 
-def check_output(output: Path, force: bool) -> None:
-    """Raises ConfigError for a file that is there, or of a kind that is not written."""
+def check_output(output: Path) -> None:
+    """Raises ConfigError for a file of a kind that is not written, or in no folder."""
     if output.suffix.lower() not in KINDS:
         raise ConfigError(f"--output: {output} is to end in {' or '.join(KINDS)}.")
-    if output.exists() and not force:
-        raise ConfigError(f"--output: {output} is there already; --force replaces it.")
     if not output.parent.is_dir():
         raise ConfigError(f"--output: there is no folder {output.parent}.")
 

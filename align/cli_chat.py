@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from align.chat_prompts import Row, check_output, read_prompts
-from align.cli_options import Debug, check_folder, find_device
+from align.cli_options import Debug, Force, check_folder, check_new, find_device
 from align.config import ConfigError
 from align.console import say, warn
+from preference_data.counts import counted, verb
 from reward_models.folders import SCORING_FILE, weights_folder
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ def chat(
     output: Annotated[
         Path | None, typer.Option(help="With --prompts: the .jsonl or .csv file of answers.")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="With --output: replace the file.")
-    ] = False,
+    force: Force = False,
     temperature: Annotated[
         float, typer.Option(min=0, help="Of the sampling; 0 takes the likeliest token.")
     ] = 0.7,
@@ -62,7 +61,8 @@ def chat(
     if reward is not None:
         _check_reward(reward)
     if output is not None:
-        check_output(output, force)
+        check_output(output)
+        check_new("--output", output, force)
     rows = None if prompts is None else read_prompts(prompts, system)
     from align.chat import Conversation, Sampling
     from align.chat_session import Session
@@ -147,10 +147,14 @@ def _answer(
         result = answer_file(rows, voices, sampling, score, output)
     answered = result.rows - len(result.faults)
     if output is not None:
-        say(f"{answered:,} of {result.rows:,} prompts answered: {output}")
+        say(f"{answered:,} of {counted(result.rows, 'prompt')} answered: {output}")
     if result.faults:
-        warn(f"{len(result.faults):,} of {result.rows:,} prompts have no answer:")
+        faults = len(result.faults)
+        warn(
+            f"{faults:,} of {counted(result.rows, 'prompt')} {verb(faults, 'has', 'have')} no "
+            "answer:"
+        )
         for fault in result.faults[:NAMED_FAULTS]:
             warn(f"  {fault}.")
-        if (more := len(result.faults) - NAMED_FAULTS) > 0:
+        if (more := faults - NAMED_FAULTS) > 0:
             warn(f"  and {more:,} more.")

@@ -10,15 +10,16 @@ import typer
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from align.cli_options import Debug, check_folder
+from align.cli_options import Debug, Force, check_folder, check_new
 from align.config import ConfigError, load_columns
 from align.console import console, say, show_folder, show_import
 from align.progress import progress
+from preference_data.counts import counted, verb
 from preference_data.exports import Pairs, Side, Ties, View
 from preference_data.personal_data import SHORTEST_KEY
 from preference_data.sources import Kind, PersonalData, import_data
 from preference_data.sources.shards import shards_of
-from preference_data.sources.store import RECORD_FILES
+from preference_data.sources.store import IMPORT_FILE, RECORD_FILES
 
 if TYPE_CHECKING:
     from preference_data.quality.page import Table
@@ -55,6 +56,7 @@ def import_(
     key: Annotated[
         Path | None, typer.Option(help="key.jsonl of `align select`, whose questions these answer.")
     ] = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Read labellers' files into a data folder, every row accounted for."""
@@ -62,6 +64,8 @@ def import_(
         _check_key(key, kind, personal_data)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output: {output} is a file; an import writes a folder.")
+    for name in (IMPORT_FILE, RECORD_FILES[kind]):
+        check_new("--output", output / name, force)
     columns = load_columns(mapping) if mapping else None
     key_of_names = _read_key(pseudonym_key) if pseudonym_key else None
     with progress("import", unit="rows") as bar:
@@ -92,7 +96,8 @@ def _read_key(path: Path) -> bytes:
         raise ConfigError(f"--pseudonym-key: {path} cannot be read: {error.strerror}.") from None
     if len(key) < SHORTEST_KEY:
         raise ConfigError(
-            f"--pseudonym-key: {path} holds {len(key)} bytes; a key needs {SHORTEST_KEY} or more, "
+            f"--pseudonym-key: {path} holds {counted(len(key), 'byte')}; a key needs "
+            f"{SHORTEST_KEY} or more, "
             "and is drawn at random."
         )
     return key
@@ -142,10 +147,14 @@ def convert(
     neutralise: Annotated[
         bool, typer.Option("--neutralise", help="CSV: no cell is run as a formula.")
     ] = False,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Write judgements as rows for a trainer, another service or a spreadsheet."""
     check_folder(folder)
+    if output.resolve().parent == folder.resolve() and output.name in RECORD_FILES.values():
+        raise ConfigError(f"OUTPUT: {output} is the data folder's own; name another file.")
+    check_new("OUTPUT", output, force)
     if seed and max_pairs_per_prompt is None:
         raise ConfigError("--seed draws for --max-pairs-per-prompt; give both, or leave it out.")
     from preference_data.exports import HeldOut, rows_of, write_rows
@@ -156,10 +165,11 @@ def convert(
         "min_strength": min_strength, "seed": seed, "decided": decided, "neutralise": neutralise,
     }  # fmt: skip
     held_out = HeldOut(rows_of(view, read_judgements(folder), options, split))
-    say(f"{write_rows(held_out, output):,} rows: {output}")
+    say(f"{counted(write_rows(held_out, output), 'row')}: {output}")
     if held_out.rows and split is None:
         say(
-            f"{held_out.rows:,} of them are held out: their column split says test or validation. "
+            f"{held_out.rows:,} of them {verb(held_out.rows, 'is', 'are')} held out: their column "
+            "split says test or validation. "
             "--split train leaves them out."
         )
 
@@ -179,6 +189,9 @@ def inspect(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a conversation, with --base.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the page if it is there.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Show what a folder of the toolkit holds, and how good its judgements are."""
@@ -188,6 +201,10 @@ def inspect(
     preferences = (folder / RECORD_FILES["preferences"]).is_file() or bool(shards_of(folder))
     if not preferences and (html or as_json or base):
         raise ConfigError(f"{folder} holds no judgements, so that there is no quality to report.")
+    if force and html is None:
+        raise ConfigError("--force has no effect without --html; leave it out.")
+    if html is not None:
+        check_new("--html", html, force)
     if not as_json:
         show_folder(folder, rows)
     if preferences:

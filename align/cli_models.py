@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from align.cli_options import Debug, check_folder, find_device
+from align.cli_options import Debug, Force, check_folder, check_new, find_device
 from align.config import ConfigError, load_columns
 from align.console import say, warn
 from align.hub import Repository
 from align.progress import progress
+from preference_data.counts import counted
 
 if TYPE_CHECKING:
     from reward_models import RewardModel
@@ -42,6 +43,7 @@ def score(
     mapping: Annotated[
         Path | None, typer.Option(help="YAML file that says which column is what.")
     ] = None,
+    force: Force = False,
     device: Device = None,
     debug: Debug = False,
 ) -> None:
@@ -52,7 +54,7 @@ def score(
         )
     if file is None:
         answers = completion or []
-        _refuse_unused(prompt, output=output, mapping=mapping, column=column, format=format)
+        _refuse_unused(output=output, mapping=mapping, column=column, format=format, force=force)
         loaded = _reward_model(model, device)
         try:
             scores = loaded.score([prompt or ""] * len(answers), answers)
@@ -63,10 +65,10 @@ def score(
         return
     if output is None:
         raise ConfigError("--output names the table to write; give it with FILE.")
-    _score_table(model, device, file, output, column, format, mapping)
+    _score_table(model, device, file, output, column, format, mapping, force)
 
 
-def _refuse_unused(prompt: str | None, column: str, format: str, **options: Path | None) -> None:
+def _refuse_unused(column: str, format: str, **options: Path | bool | None) -> None:
     given = {**options, "column": column != "score", "format": format != "auto"}
     for name, value in given.items():
         if value:
@@ -75,12 +77,14 @@ def _refuse_unused(prompt: str | None, column: str, format: str, **options: Path
 
 def _score_table(
     model: str, device: str | None, file: str, output: Path, column: str, format: str,
-    mapping: Path | None,
+    mapping: Path | None, force: bool,
 ) -> None:  # fmt: skip
     from align.score_table import Table, score_table, scored_in_words
 
     columns = load_columns(mapping) if mapping else None
     table = Table.open(file, output, column, format, columns)
+    for path in (output, table.quarantine):
+        check_new("--output", path, force)
     loaded = _reward_model(model, device)
     with progress("score", table.count(), "rows") as bar:
         result = score_table(table, loaded.group_of, loaded.score_groups, bar.advance)
@@ -167,12 +171,17 @@ def benchmark(
         Path | None, typer.Option(help="JSON file to write: all numbers, and each item's scores.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals' bootstrap.")] = 0,
+    force: Force = False,
     device: Device = None,
     debug: Debug = False,
 ) -> None:
     """Measure a reward model on RewardBench 1 or 2, RM-Bench, LLMBar, or pairs of your own."""
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"--output: there is no folder {output.parent}.")
+    if force and output is None:
+        raise ConfigError("--force has no effect without --output; leave it out.")
+    if output is not None:
+        check_new("--output", output, force)
     from align.benchmark_report import show_benchmark, write_benchmark
     from preference_data.reward_benchmarks import read_benchmark
     from reward_models.benchmarks import run_benchmark
@@ -285,7 +294,7 @@ def _push(
         files = export_for_hub(step, output, repository, merge, license)
     say(f"Exported: {output}")
     total = sum(map(size_of, files.values()))
-    what = f"{len(files)} files, {total:,} bytes"
+    what = f"{counted(len(files), 'file')}, {counted(total, 'byte')}"
     seen = "public" if repository.public else "private"
     if dry_run:
         for name, content in sorted(files.items()):

@@ -10,6 +10,15 @@ import typer
 from align.config import ConfigError
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it is there.")]
+
+
+def check_new(option: str, output: Path, force: bool) -> None:
+    """Raises ConfigError for an output that is a folder, or is there and may not be replaced."""
+    if output.is_dir():
+        raise ConfigError(f"{option}: {output} is a folder; name a file.")
+    if output.exists() and not force:
+        raise ConfigError(f"{option}: {output} is there already; --force replaces it.")
 
 
 def check_folder(folder: Path) -> None:

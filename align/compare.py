@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from align.config import ConfigError
-from align.summary import Row, RunRecord, StepRecord, is_number, mapping_or_empty, read_run
+from align.summary import (
+    Row,
+    RunRecord,
+    StepRecord,
+    is_number,
+    mapping_or_empty,
+    measured,
+    read_run,
+)
 
 APART = ("name", "output_dir", "seed")
 """Options that differ between any two runs that are to be compared, wherever they stand."""
@@ -229,11 +237,9 @@ def _rows(rows: Row) -> str:
 
 def _values(metrics: Mapping[str, float]) -> Iterator[tuple[str, Value]]:
     """Every metric but times, and the ends of intervals, which go with what they are of."""
-    for name, value in metrics.items():
-        stem = name.removesuffix("_low").removesuffix("_high")
-        if name.startswith("time/") or (stem != name and stem in metrics):
-            continue
-        yield name, Value(value, metrics.get(f"{name}_low"), metrics.get(f"{name}_high"))
+    for one in measured(metrics):
+        if not one.name.startswith("time/"):
+            yield one.name, Value(one.value, one.low, one.high)
 
 
 def _judged(value: Value | None, first: Value | None) -> Value | None:
@@ -343,20 +349,24 @@ def _common_judges(first: StepRecord, other: StepRecord) -> tuple[list[str], lis
 
 
 def _judges(step: StepRecord) -> dict[str, Any]:
-    """What each judge is: its settings, with the fingerprints of the steps that they name."""
+    """What each judge is: its settings, with the fingerprints of the steps and files that they
+    name."""
     from pydantic import TypeAdapter, ValidationError
 
     from align.config_rewards import PartReward, label_of
 
-    inputs = mapping_or_empty(step.artifact.get("inputs"))
+    inputs, files = (mapping_or_empty(step.artifact.get(name)) for name in ("inputs", "files"))
     found: dict[str, Any] = {}
     settings = step.settings.get("judges")
-    for judge in settings if isinstance(settings, list) else []:
+    for place, judge in enumerate(settings if isinstance(settings, list) else []):
         try:
             label = label_of(TypeAdapter(PartReward).validate_python(judge))
         except ValidationError:
             continue
-        found[label] = (judge, [(name, inputs.get(name)) for name in _texts(judge)])
+        option = f"judges[{place}]"
+        own = {name.removeprefix(option): print_ for name, print_ in files.items()
+               if name.startswith(option)}  # fmt: skip
+        found[label] = (judge, [(name, inputs.get(name)) for name in _texts(judge)], own)
     return found
 
 

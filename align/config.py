@@ -45,6 +45,7 @@ from align.config_steps import (
     Pretrain,
     Reward,
     Step,
+    misread,
     misread_rewards,
 )
 from align.config_train import DPOTrain, RankingTrain, RewardTrain, TextTrain, Train
@@ -272,9 +273,6 @@ def _validated(
 
 # --- what pydantic cannot see ---------------------------------------------------------------------
 
-RESERVED_NAMES = ("base", "data", "gold", "reference_logprobs", "splits", "world")
-"""Names that mean something else where a step is named, or folders of the run."""
-
 
 def check_graph(config: Config) -> None:
     """Names between sections, and options that would have no effect. Raises ConfigError."""
@@ -287,8 +285,8 @@ def check_graph(config: Config) -> None:
                     f"{section}: {name!r} is no name for a folder; use letters, digits, - and _."
                 )
     for name, step in config.steps.items():
-        if name in RESERVED_NAMES:
-            raise ConfigError(f"steps.{name}: this name is taken; call the step something else.")
+        if (problem := misread(name, config.steps)) is not None:
+            raise ConfigError(f"steps.{name}: {problem}; call the step something else.")
         _check_inputs(config, name, step)
         for option, problem in step.contradictions():
             raise ConfigError(f"steps.{name}.{option} {problem}.")

@@ -16,6 +16,7 @@ from align.config_section import (
     PositiveInt,
     Section,
 )
+from preference_data.counts import counted
 
 Whitening = Literal["mean_and_std", "mean", "none"]
 """What is taken out of the advantages: mean 0 and variance 1, mean 0 alone, nothing."""
@@ -231,7 +232,10 @@ class PPOTrain(Section):
         if self.advantage != "reinforce" and self.sets("baseline"):
             yield "baseline", f"with advantage: {self.advantage}, only with reinforce"
         if self.save_iterations >= self.iterations and self.sets("save_iterations"):
-            yield "save_iterations", f"with {self.iterations} iterations; none comes before the end"
+            yield (
+                "save_iterations",
+                f"with {counted(self.iterations, 'iteration')}; none comes before the end",
+            )
         if self.max_approx_kl is not None and self.steps_per_iteration() == 1:
             yield "max_approx_kl", "with one epoch of one minibatch, after which nothing is left"
 

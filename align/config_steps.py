@@ -34,6 +34,25 @@ DataKind = Literal["text", "demonstrations", "preferences", "prompts"]
 
 POLICY_KINDS = ("pretrain", "sft", "dpo", "ppo")
 """Kinds of step that leave a policy behind."""
+RESERVED_NAMES = ("base", "data", "gold", "reference_logprobs", "splits", "world")
+"""Names that mean something else where a step is named, or folders of the run."""
+ENDS = ("_low", "_high")
+"""Of the names of metrics that are the ends of another's 95 % interval."""
+SAMPLE_COLUMNS = ("prompt", "policy", "completion")
+"""Of the answers that evaluate writes, beside a column for each judge."""
+
+
+def misread(name: str, steps: Iterable[str]) -> str | None:
+    """What a step's name would be taken for, if it is more than the step's: metrics are named after
+    policies, as `evaluate/kl/ppo` and `evaluate/gold/win_rate/ppo_vs_sft_low`."""
+    if name in RESERVED_NAMES:
+        return "this name is taken"
+    if "_vs_" in f"{name}_":
+        return "_vs_ stands between two policies in the name of a win rate"
+    for other in steps:
+        if name in [f"{other}{end}" for end in ENDS]:
+            return f"its numbers would be taken for the end of an interval of {other}'s"
+    return None
 
 
 class Step(Section):
@@ -300,6 +319,12 @@ class Evaluate(Step):
         if not set(self.policies) - {self.baseline}:
             yield "policies", f"names no policy besides the baseline {self.baseline!r}"
         judges = tuple(label_of(judge) for judge in self.judges)
+        for index, name in enumerate(judges):
+            if name in SAMPLE_COLUMNS:
+                yield (
+                    f"judges[{index}]",
+                    f"is called {name}, as a column of samples.jsonl is; call it something else",
+                )
         for option, names in (("policies", self.policies), ("judges", judges)):
             for index, name in enumerate(names):
                 if name in names[:index]:

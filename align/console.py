@@ -17,8 +17,16 @@ from rich.text import Text
 
 from align.config import ConfigError
 from align.quiet import show_everything
-from align.summary import duration, headline_metrics, read_findings, short
+from align.summary import (
+    duration,
+    headline_metrics,
+    memory_held,
+    read_findings,
+    short,
+    size_in_words,
+)
 from preference_data import DataError
+from preference_data.counts import counted
 from preference_data.sources.store import RECORD_FILES
 
 if TYPE_CHECKING:
@@ -90,7 +98,7 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path, *, just_run: bool = 
     that found all of them done, that too."""
     steps: Mapping[str, Any] = summary["steps"]
     out = console()
-    held = {name: size_in_words(_held(step["metrics"])) for name, step in steps.items()}
+    held = {name: size_in_words(memory_held(step["metrics"])) for name, step in steps.items()}
     measured = ("memory",) if any(held.values()) else ()
     table = _table("step", "kind", "time", "cached", "rows", *measured, "result")
     for name, step in steps.items():
@@ -119,12 +127,6 @@ def show_summary(summary: Mapping[str, Any], run_dir: Path, *, just_run: bool = 
         say(f"Report: {run_dir / 'report.html'}")
 
 
-def _held(metrics: Mapping[str, float]) -> float:
-    """Bytes on a device: at the peak, where that was measured, or of all that was; 0 for none."""
-    sizes = {name: size for name, size in metrics.items() if name.startswith("memory/")}
-    return sizes.get("memory/peak", sum(sizes.values()))
-
-
 def show_plan(steps: Iterable[Mapping[str, Any]]) -> None:
     """The table of what would run and why."""
     steps = list(steps)
@@ -140,7 +142,10 @@ def show_plan(steps: Iterable[Mapping[str, Any]]) -> None:
 def show_memory(plan: MemoryPlan, card: Card | None) -> None:
     """The table of what each step holds on a device, and of what would let the rest fit a card."""
     for name, rows in plan.rows.items():
-        say(f"data.{name}: {rows.count:,} rows, about {rows.count * rows.mean:,.0f} tokens.")
+        say(
+            f"data.{name}: {counted(rows.count, 'row')}, about {rows.count * rows.mean:,.0f} "
+            "tokens."
+        )
     for name, share in plan.over.items():
         if share:
             say(f"{name}: about {share:.1%} of its rows are longer than max_length.")
@@ -178,17 +183,10 @@ def _show_alternatives(plan: MemoryPlan, step: str, card: Card) -> None:
     console().print(table)
 
 
-def size_in_words(size: float) -> str:
-    """Bytes as `1.5 GiB` or `12 MiB`; nothing for none."""
-    if size < 2**20 / 20:
-        return ""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
-
-
 def show_import(report: Mapping[str, Any]) -> None:
     """The counts of an import: rows in, out and quarantined, then by reason and by label."""
     say(
-        f"{report['rows_in']:,} rows in, {report['rows_out']:,} out, "
+        f"{counted(report['rows_in'], 'row')} in, {report['rows_out']:,} out, "
         f"{report['rows_quarantined']:,} quarantined ({report['source']}, {report['format']})."
     )
     counts = {

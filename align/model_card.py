@@ -25,8 +25,8 @@ from align.summary import (
     RunRecord,
     StepRecord,
     WinRate,
-    finite_numbers,
     mapping_or_empty,
+    measured,
     number,
     win_rates,
 )
@@ -255,14 +255,10 @@ def settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def intervals(metrics: Mapping[str, float]) -> Iterator[tuple[str, float, str]]:
     """(name, value, 95 % interval or nothing) of every metric but times."""
-    numbers = finite_numbers(metrics)
-    for name, value in numbers.items():
-        stem = name.removesuffix("_low").removesuffix("_high")
-        if name.startswith("time/") or (stem != name and stem in numbers):
-            continue
-        low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
-        known = low is not None and high is not None
-        yield name, value, f"{number(low)} to {number(high)}" if known else ""
+    for one in measured(metrics):
+        if not one.name.startswith("time/"):
+            ends = "" if one.interval is None else "{} to {}".format(*map(number, one.interval))
+            yield one.name, one.value, ends
 
 
 def cell(value: Any) -> str:

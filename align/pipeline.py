@@ -141,13 +141,16 @@ class Pipeline:
             order = list(self.config.steps)
             again |= set(order[order.index(start_from) :])
         undone = {row["name"] for row in self._plan(again) if row["state"] != "done"}
-        self._check_rewards([name for name in chosen if name in undone or name == only])
+        will_run = chosen & (undone | {only})
+        wanted = [name for name in self.config.steps if name in will_run]
+        self._check_rewards(wanted)
         with alone_in(self.folder) if main_process() else nullcontext():
-            return self._run(chosen, again, only, command)
+            return self._run(chosen, again, only, command, wanted)
 
     def _run(
-        self, chosen: Collection[str], again: set[str], only: str | None, command: str
-    ) -> dict[str, Any]:
+        self, chosen: Collection[str], again: set[str], only: str | None, command: str,
+        wanted: Sequence[str],
+    ) -> dict[str, Any]:  # fmt: skip
         from align.engine import Engine
         from align.quiet import quiet_libraries
 
@@ -158,7 +161,7 @@ class Pipeline:
             if only is not None:
                 engine.from_main(lambda: self._require_inputs(only))
             engine.from_main(lambda: self._claim(command))
-            summary, refusal = self._run_chosen(engine, chosen, again, only)
+            summary, refusal = self._run_chosen(engine, chosen, again, only, wanted)
             result = {
                 "name": self.config.name,
                 "seconds": round(time.monotonic() - started, 1),
@@ -178,12 +181,16 @@ class Pipeline:
             engine.close()
 
     def _run_chosen(
-        self, engine: Engine, chosen: Collection[str], again: set[str], only: str | None
-    ) -> tuple[dict[str, Any], str | None]:
+        self, engine: Engine, chosen: Collection[str], again: set[str], only: str | None,
+        wanted: Sequence[str],
+    ) -> tuple[dict[str, Any], str | None]:  # fmt: skip
         """The summary of each step, and why the run ends before the last of them, if it does.
 
-        `again` are steps to run though they are done; what was run joins them.
+        `again` are steps to run though they are done; what was run joins them. `wanted` are the
+        steps that will run: the prompts of all but the first are looked at before it.
         """
+        from align.prompts import check_prompts
+
         summary: dict[str, Any] = {}
         for name in [task.name for task in self.tasks()]:
             if name in self.config.steps and name not in chosen:
@@ -191,6 +198,8 @@ class Pipeline:
             # Anew each time: the fingerprints of steps hold what the splits turned out to be.
             task = next(task for task in self.tasks() if task.name == name)
             stale = task.name in again or not again.isdisjoint(task.inputs)
+            if task.name in wanted[:1]:
+                engine.from_main(lambda: check_prompts(self.config, wanted[1:]))
             try:
                 artifact, cached = self._run_task(engine, task, stale, wanted=name == only)
             except Exception as error:
@@ -211,9 +220,11 @@ class Pipeline:
     def _check_rewards(self, names: Sequence[str]) -> None:
         """Raises ConfigError for what the rewards and judges of these steps need and do not have;
         the modules of reward functions are executed for it."""
-        from align.reward_checks import check_rewards
+        from align.reward_checks import check_bases, check_rewards
 
-        check_rewards(self.config, [name for name in self.config.steps if name in names])
+        chosen = [name for name in self.config.steps if name in names]
+        check_bases(self.config, chosen)
+        check_rewards(self.config, chosen)
 
     def _check_names(self, names: Sequence[str | None]) -> None:
         from align.config_errors import hint

@@ -23,6 +23,7 @@ from align.stage import StageContext
 from align.training import ParameterGroup
 from preference_data import views
 from preference_data.batches import Group, PackedBatch, pack, split_evenly
+from preference_data.counts import counted
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement
 from preference_data.rendering import Renderer, RenderingError
@@ -240,12 +241,14 @@ def _check_anything(
     if not rows:
         why = f"{_reasons(left_out)}; " if left_out else ""
         raise DataError(
-            f"data.{source}: none of the {judgements} judgements can be trained on: {why}the rest "
+            f"data.{source}: none of the {counted(judgements, 'judgement')} can be trained on: "
+            f"{why}the rest "
             f"is held out."
         )
     if trains == "ties" and not any(row.pairs or row.soft for row in rows):
         raise DataError(
-            f"data.{source}: all of the {len(rows)} judgements to train on are ties, which do not "
+            f"data.{source}: all of the {counted(len(rows), 'judgement')} to train on are ties, "
+            "which do not "
             f"say what a better answer is."
         )
 

@@ -30,11 +30,18 @@ from align.summary import (
     finding_in_words,
     finite_numbers,
     is_number,
+    measured,
+    memory_held,
     number,
     read_run,
     short,
+    size_in_words,
     win_rates,
 )
+from preference_data.counts import counted
+
+MEMORY = {"parameters": "Weights", "gradients": "Gradients", "optimizer": "Optimiser states"}
+"""What of a step's memory is measured on every device, and what the page calls it."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -50,7 +57,12 @@ def write_report(run_dir: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, short=short, duration=duration, text=as_text, share=share
+        number=number,
+        short=short,
+        duration=duration,
+        text=as_text,
+        share=share,
+        counted=lambda n, noun: counted(n, noun, number(n)),
     )
     page = environment.get_template("report.html.jinja").render(
         run=run,
@@ -64,6 +76,7 @@ def write_report(run_dir: Path) -> Path:
         charts=charts,
         over_optimisation=over_optimisation,
         card_view=card_view,
+        memory_table=memory_table,
         metric_table=metric_table,
         policy_table=policy_table,
         judge_table=judge_table,
@@ -113,6 +126,24 @@ def calm(step: StepRecord) -> str:
     )
 
 
+def memory_table(run: RunRecord) -> tuple[list[str], dict[str, list[str]]]:
+    """Columns, and by step what it held on the first rank's device (memory/*), in words: its parts,
+    and all of them together, or on a GPU the peak. Steps that measured nothing are left out."""
+    parts = [part for part in MEMORY if any(f"memory/{part}" in s.metrics for s in run.steps)]
+    peak = any("memory/peak" in step.metrics for step in run.steps)
+    table = {
+        step.name: [
+            *(size_in_words(step.metrics.get(f"memory/{part}", 0)) for part in parts),
+            size_in_words(
+                step.metrics.get("memory/peak", 0) if peak else memory_held(step.metrics)
+            ),
+        ]
+        for step in run.steps
+    }
+    table = {name: sizes for name, sizes in table.items() if any(sizes)}
+    return [*(MEMORY[part] for part in parts), "Peak" if peak else "Together"], table
+
+
 def metric_table(step: StepRecord) -> list[tuple[str, list[float]]]:
     """Each logged metric with its [first, last, lowest, highest] value, in order of appearance."""
     values: dict[str, list[float]] = {}
@@ -149,15 +180,12 @@ def judge_table(step: StepRecord) -> list[tuple[str, str, str]]:
     """(judge, measure, value with its interval) of an evaluation's own look at its judges."""
     found = []
     policies = _policies(step)
-    for name, value in step.metrics.items():
-        parts = name.split("/")
-        stem = name.removesuffix("_low").removesuffix("_high")
-        known = stem != name and stem in step.metrics
-        if parts[0] != "evaluate" or len(parts) != 3 or parts[-1] in policies or known:
+    for one in measured(step.metrics):
+        parts = one.name.split("/")
+        if parts[0] != "evaluate" or len(parts) != 3 or parts[-1] in policies:
             continue
-        ends = [step.metrics.get(f"{name}_{end}") for end in ("low", "high")]
-        interval = "" if None in ends else f" [{number(ends[0])}, {number(ends[1])}]"
-        found.append((parts[1], parts[2].replace("_", " "), number(value) + interval))
+        ends = "" if one.interval is None else " [{}, {}]".format(*map(number, one.interval))
+        found.append((parts[1], parts[2].replace("_", " "), number(one.value) + ends))
     return found
 
 
@@ -172,7 +200,7 @@ def counts(values: Any, limit: int = 12) -> list[tuple[str, float, float | None]
     named = found[: len(found) - len(rest)]
     lines: list[tuple[str, float, float | None]] = [(n, c, c / largest) for n, c in named]
     if rest:
-        lines.append((f"{len(rest)} others", sum(count for _, count in rest), None))
+        lines.append((counted(len(rest), "other"), sum(count for _, count in rest), None))
     return lines
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preference_data.counts import counted
 from preference_data.quarantine import DataError
 from preference_data.sources.store import RECORD_FILES
 
@@ -60,7 +61,10 @@ def _facts(report: QualityReport) -> Iterator[tuple[str, str]]:
     counts, agreement = report.counts, report.agreement
     if agreement is not None and (alpha := agreement.alpha_nominal) is not None:
         value = f"{alpha.value:.2f} [{alpha.low:.2f}, {alpha.high:.2f}]"
-        yield "Krippendorff's alpha, nominal", f"{value} on {agreement.shared:,} shared pairs"
+        yield (
+            "Krippendorff's alpha, nominal",
+            f"{value} on {counted(agreement.shared, 'shared pair')}",
+        )
     if (first := report.position.first_wins) is not None:
         shown = "shown" if report.position.known else "listed"
         yield f"The response {shown} first wins", _share(first)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from align.summary import Row, RunRecord, duration, is_number, mapping_or_empty, number
+from preference_data.counts import counted
 
 WIDTH, HEIGHT = 126, 64
 """Pixels of a box"""
@@ -129,7 +130,7 @@ def _source(name: str, run: RunRecord) -> Node:
         return Node(name, name, "base", model.rstrip("/").rpartition("/")[2], took, False)
     source = name.removeprefix("data.")
     rows = mapping_or_empty(artifact.get("rows")).get("out")
-    says = f"{number(rows)} rows" if is_number(rows) else "not read"
+    says = counted(rows, "row", number(rows)) if is_number(rows) else "not read"
     return Node(name, source, "data", says, took, source in run.data)
 
 

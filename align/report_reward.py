@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.summary import Row
+from preference_data.counts import counted
 from preference_data.figures import BLUE, INK, LINE, WARM, svg
 
 CARD_FORMAT = 1
@@ -93,7 +94,8 @@ def _remarks(card: Row) -> Any:
     check = card["overfit_check"]
     if check is not None and check["accuracy"] < 1:
         yield (
-            f"It could not learn {check['pairs']} pairs by heart: after {check['steps']} steps it "
+            f"It could not learn {counted(check['pairs'], 'pair')} by heart: after "
+            f"{counted(check['steps'], 'step')} it "
             f"ranked {check['accuracy']:.2f} of them right. That is a fault of the set-up, such as "
             "a learning rate that is too low."
         )
@@ -105,7 +107,8 @@ def _measures(card: Row) -> Any:
     trained = card["training_accuracy"]
     yield Measure(
         "Accuracy", share(card["accuracy"]),
-        f"on {card['pairs']:,} {card['side']} pairs of {card['prompts']:,} prompts"
+        f"on {counted(card['pairs'], card['side'] + ' pair')} of "
+        f"{counted(card['prompts'], 'prompt')}"
         + ("" if trained is None else f"; on training pairs {trained:.2f}"),
     )  # fmt: skip
     yield Measure("Length alone", share(length["baseline"]), f"always the {length['rule']} answer")
@@ -138,13 +141,15 @@ def _optional(card: Row) -> Any:
     if (ties := card["ties"]) is not None:
         yield Measure(
             "Margin on ties", f"{ties['margin']:.2f}",
-            f"{ties['pairs']:,} pairs that people found equal, {100 * ties['share']:.0f} % of all; "
+            f"{counted(ties['pairs'], 'pair')} that people found equal, {100 * ties['share']:.0f} "
+            "% of all; "
             f"{ties['margin_of_decided']:.2f} on the others",
         )  # fmt: skip
     if (check := card["overfit_check"]) is not None:
         yield Measure(
             "Pairs learnt by heart", f"{check['accuracy']:.2f}",
-            f"of {check['pairs']} pairs, after {check['steps']} steps on these alone",
+            f"of {counted(check['pairs'], 'pair')}, after {counted(check['steps'], 'step')} on "
+            "these alone",
         )  # fmt: skip
 
 

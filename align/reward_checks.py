@@ -1,4 +1,5 @@
-"""What a run's rewards need, looked for before anything trains: code, tokens, models' folders.
+"""What a run's rewards and judges need, looked for before anything trains: code, tokens, models'
+folders, and one base under all that is compared.
 
 Importing this loads neither torch nor transformers; loading a function runs the module it is in.
 """
@@ -10,7 +11,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,33 @@ def _check_model(path: str, where: str, config: Config, name: str) -> None:
                 f"steps.{name}: max_new_tokens is {tokens}, which leaves a prompt no room in the "
                 f"{length} tokens that the reward model {path!r} reads; lower it."
             )
+
+
+def check_bases(config: Config, names: Sequence[str]) -> None:
+    """That all that an evaluation compares, and the reward steps among its judges, will stand on
+    one base. Raises ConfigError."""
+    for name in names:
+        step = config.steps[name]
+        if not isinstance(step, Evaluate):
+            continue
+        known = _base_under(config, step.baseline)
+        for option, other, _ in step.steps_used():
+            if (base := _base_under(config, other)) != known:
+                raise ConfigError(
+                    f"steps.{name}.{option} names {other!r}, which stands on {base}, but the "
+                    f"baseline {step.baseline!r} stands on {known}; one evaluation needs one base."
+                )
+
+
+def _base_under(config: Config, name: str) -> str:
+    """The base that a step's model stands on: `base`, or the pretrain step that made another."""
+    while name != "base" and config.steps[name].kind != "pretrain":
+        name = next(
+            other
+            for option, other, _ in config.steps[name].steps_used()
+            if option in ("init", "policy")
+        )
+    return name
 
 
 def token_of(reward: ServiceReward, where: str) -> str | None:

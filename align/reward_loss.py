@@ -22,6 +22,7 @@ from align.roles import Roles
 from align.stage import StageContext
 from align.training import ParameterGroup
 from preference_data.batches import PackedBatch
+from preference_data.counts import counted
 from preference_data.quarantine import DataError
 from reward_models.losses import (
     TIE_MODELS,
@@ -124,8 +125,8 @@ def rating_scales(rows: Sequence[Ranked], source: str) -> Scales:
         if std == 0:
             on = f" on the scale {name}" if name else ""
             raise DataError(
-                f"data.{source}: all {len(ratings)} ratings to train on{on} are {ratings[0]:g}, "
-                f"which says nothing of what is better."
+                f"data.{source}: all {counted(len(ratings), 'rating')} to train on{on} are "
+                f"{ratings[0]:g}, which says nothing of what is better."
             )
         scales[name] = Scale(statistics.fmean(ratings), std)
     return scales

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from align.config import ConfigError
 from align.score_queue import ScoreQueue
 from preference_data.batches import Group
+from preference_data.counts import counted
 from preference_data.sources.carriers.files import bad_character
 
 if TYPE_CHECKING:
@@ -194,10 +195,11 @@ def _groups(model: RewardModel, answers: Answers) -> list[Group]:
 def _check_size(answers: Answers, limits: Limits, queue: ScoreQueue) -> None:
     given, wanted = len(answers.prompts), len(answers.completions)
     if given != wanted:
-        raise HTTPException(422, f"{given} prompts, but {wanted} completions")
+        raise HTTPException(422, f"{counted(given, 'prompt')}, but {counted(wanted, 'completion')}")
     if wanted > limits.max_answers:
         raise HTTPException(
-            413, f"{wanted} answers; a request may hold {limits.max_answers}: send several"
+            413,
+            f"{counted(wanted, 'answer')}; a request may hold {limits.max_answers}: send several",
         )
     if queue.waiting > BACKLOG * limits.max_answers:
         raise HTTPException(503, "too many answers are waiting", headers={"Retry-After": "1"})

@@ -30,10 +30,12 @@ from align.ensembles import (
     reward_scorings,
     reward_weights,
 )
+from align.progress import tracked
 from align.reward_checks import load_function, token_of
 from align.roles import Roles, load_head
 from align.stage import StageContext
 from preference_data.batches import Group
+from preference_data.counts import counted, verb
 from preference_data.records import Prompt
 from reward_models.reward_model import RewardModel
 from reward_models.scalar_head import ScalarHead, Scoring, value_head_from
@@ -154,8 +156,9 @@ class RolloutScorer:
         first, why = next(iter(reasons.items()))
         text = self.prompts[first].text
         said = (
-            f"{len(reasons)} of {len(self.prompts)} prompts of data.{self.context.step.data} "
-            f"are left out, the first {text[:60]!r}: {why}"
+            f"{len(reasons)} of {counted(len(self.prompts), 'prompt')} of "
+            f"data.{self.context.step.data} {verb(len(reasons), 'is', 'are')} left out, the first "
+            f"{text[:60]!r}: {why}"
         )
         if len(reasons) == len(self.prompts):
             raise ConfigError(
@@ -222,6 +225,7 @@ def text_scorer(reward: TextReward, where: str, device: str = "cpu") -> Scorer[A
         return Service(
             reward.url, f"the reward service {reward.label}", reward.batch_size, reward.timeout,
             reward.patience, token_of(reward, where),
+            lambda parts: tracked(parts, "asking", "requests"),
         )  # fmt: skip
     return beside(reward.model, None, f"the reward model {reward.label}", f"{where}.model", device)
 
@@ -239,7 +243,9 @@ def beside(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"{where} {path!r} cannot be loaded: {reason}") from error
-    return Model(model, name, combine, std_weight)
+    return Model(
+        model, name, combine, std_weight, lambda parts: tracked(parts, "scoring", "batches")
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from align.score_writers import Scores, writer_for
+from preference_data.counts import counted, verb
 from preference_data.quarantine import DataError, Quarantine, Rejected, RowFault, reasons_in_words
 from preference_data.records import Judgement, Prompt, Response
 from preference_data.sources.carriers import read_rows
@@ -108,8 +109,6 @@ class Table:
     format: str
     columns: Columns | None
     layout: Layout
-    header: tuple[str, ...]
-    """Of its first row."""
     names: tuple[str, ...]
     """Of the columns of scores; of a list, the one."""
 
@@ -140,9 +139,8 @@ class Table:
                 f"{path} has a column {taken[0]} already; give the scores another name with "
                 f"--column."
             )
-        header = tuple(first.values)
-        writer_for(path, output, header, names, Reading(columns))  # refuses another kind of file
-        return cls(source, path, output, format, columns, layout, header, names)
+        writer_for(path, output, names, Reading(columns))  # refuses another kind of file
+        return cls(source, path, output, format, columns, layout, names)
 
     @property
     def quarantine(self) -> Path:
@@ -276,7 +274,7 @@ def score_table(
     `group_of` raises ValueError for a conversation that cannot be scored.
     """
     result = Result(table.output)
-    writer = writer_for(table.path, table.output, table.header, table.names, Reading(table.columns))
+    writer = writer_for(table.path, table.output, table.names, Reading(table.columns))
     rows, named = table.rows(), list[str]()
     table.output.parent.mkdir(parents=True, exist_ok=True)
     table.quarantine.unlink(missing_ok=True)
@@ -300,7 +298,8 @@ def score_table(
         return result
     more = quarantine.rows - len(named)
     result.warnings = [
-        f"{quarantine.rows:,} of {result.rows:,} rows have an answer without a score "
+        f"{quarantine.rows:,} of {counted(result.rows, 'row')} "
+        f"{verb(quarantine.rows, 'has', 'have')} an answer without a score "
         f"({reasons_in_words(quarantine.by_reason)}); see {table.quarantine}.",
         *(f"  {line}" for line in named),
         *([f"  and {more:,} more."] if more else []),
@@ -385,8 +384,10 @@ def _compare(
 
 def scored_in_words(result: Result) -> str:
     """As in "12 rows, 24 answers scored: out.csv", and the accuracy where rows were judged."""
-    text = f"{result.rows:,} rows, {result.answers:,} answers scored: {result.output}"
+    answers = counted(result.answers, "answer")
+    text = f"{counted(result.rows, 'row')}, {answers} scored: {result.output}"
     if not result.pairs:
         return text
     share = result.right / result.pairs
-    return f"{text}\nAccuracy {share:.3f} on {result.pairs:,} pairs of which one is judged better."
+    pairs = counted(result.pairs, "pair")
+    return f"{text}\nAccuracy {share:.3f} on {pairs} of which one is judged better."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from preference_data.quarantine import DataError, Rejected
+from preference_data.sources.carriers.dialects import Dialect, find_dialect
 from preference_data.sources.carriers.files import Reading, data_suffix
 from preference_data.sources.carriers.rows import Row
-from preference_data.sources.carriers.tables import find_delimiter
 
 Scores = Mapping[str, float | list[float | None] | None]
 """Of one row, by column; None where an answer has no score."""
@@ -27,9 +25,7 @@ class Writer(Protocol):
     def finish(self, stream: BinaryIO) -> None: ...
 
 
-def writer_for(
-    path: Path, output: Path, header: Sequence[str], names: Sequence[str], reading: Reading
-) -> Writer:
+def writer_for(path: Path, output: Path, names: Sequence[str], reading: Reading) -> Writer:
     """The writer of a table like the one at `path`. Raises DataError for another kind of file."""
     kind = data_suffix(path)
     alike = {".csv": (".csv",), ".tsv": (".tsv",), ".parquet": (".parquet",)}
@@ -39,46 +35,41 @@ def writer_for(
     if kind == ".parquet":
         return _Parquet(path, tuple(names))
     if kind in alike:
-        delimiter = reading.delimiter or find_delimiter(path, reading)
-        return _Cells(tuple(header), tuple(names), delimiter)
+        return _Cells(find_dialect(path, reading), tuple(names))
     errors = "surrogateescape" if reading.is_damaged(path) else "strict"
     return _Lines(tuple(names), errors)
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """CSV and TSV. A row that does not fit the header keeps its cells; one that is no CSV becomes
-    one cell."""
+    """CSV and TSV, in the file's own dialect and UTF-8. A row that does not fit the header keeps
+    its cells; one that is no CSV becomes one cell."""
 
-    header: tuple[str, ...]
+    dialect: Dialect
     names: tuple[str, ...]
-    delimiter: str
 
     def start(self, stream: BinaryIO) -> None:
-        self._line(stream, [*self.header, *self.names])
+        self._write(stream, self.dialect.start(self.names))
 
     def write(self, stream: BinaryIO, row: Row | Rejected, scores: Scores) -> None:
-        cells = list(row.values.values()) if isinstance(row, Row) else _cells(row.raw)
-        cells += [""] * (len(self.header) - len(cells))
-        self._line(stream, [*cells, *(_cell(scores.get(name)) for name in self.names)])
+        cells = _cells(row.values) if isinstance(row, Row) else _cells(row.raw)
+        cells += [""] * (len(self.dialect.header) - len(cells))
+        cells += [_cell(scores.get(name)) for name in self.names]
+        self._write(stream, self.dialect.row(cells))
 
     def finish(self, stream: BinaryIO) -> None:
         pass
 
-    def _line(self, stream: BinaryIO, cells: Sequence[object]) -> None:
-        text = io.StringIO()
-        # Python before 3.13 quotes no line end but those of the line's own end.
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\r\n").writerow(cells)
-        line = text.getvalue().removesuffix("\r\n") + "\n"
+    def _write(self, stream: BinaryIO, line: str) -> None:
         # A byte that is no text was read as a surrogate, and is written as it was.
         stream.write(line.encode("utf-8", "surrogateescape"))
 
 
-def _cells(raw: object) -> list[object]:
+def _cells(raw: object) -> list[str]:
     """Those of a row that was set aside: cells, cells by their column, or the text of a line."""
     if isinstance(raw, Mapping):
-        return list(cast("Mapping[str, object]", raw).values())
-    return list(cast("list[object]", raw)) if isinstance(raw, list) else [raw]
+        return list(cast("Mapping[str, str]", raw).values())
+    return list(cast("list[str]", raw)) if isinstance(raw, list) else [cast("str", raw)]
 
 
 def _cell(score: float | list[float | None] | None) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from align.artifacts import Artifact
 from align.config import ConfigError
+from align.progress import tracked
+from preference_data.counts import counted, verb
 from preference_data.labelling.files import (
     Joined,
     check_unused,
@@ -24,6 +26,7 @@ from preference_data.sources.carriers import read_rows
 from preference_data.sources.carriers.files import Reading, find_files
 from preference_data.sources.carriers.rows import Row, convert_rows, rejected
 from preference_data.sources.cells import as_response, prompt_of, response_of
+from preference_data.sources.columns.headers import check_columns
 from preference_data.sources.shards import shards_of
 from preference_data.sources.store import (
     QUARANTINE_FILE,
@@ -75,7 +78,11 @@ class Selection:
 def check_places(source: str, output: Path, earlier: Path | None) -> None:
     """Raises DataError for what would fail later, before any model is loaded."""
     check_unused(output)
-    find_files(source)
+    files = find_files(source)
+    if not _is_data_folder(Path(source)):
+        first = next((row for row in read_rows(files, Reading()) if isinstance(row, Row)), None)
+        if first is not None:
+            check_columns(replace(first, row=1), "prompt")
     if earlier is not None and not earlier.exists():
         raise DataError(f"{earlier}: there is no such folder.")
 
@@ -115,7 +122,7 @@ def write_selection(
     output.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(output / QUARANTINE_FILE) as stream:
         quarantine = Quarantine(stream)
-        rows = accepted(read_answers(source), quarantine)
+        rows = accepted(tracked(read_answers(source), "reading", "rows"), quarantine)
         candidates = scored(rows, models, quarantine)
     if not candidates:
         first = f" (the first: {quarantine.first.detail})" if quarantine.first else ""
@@ -158,7 +165,7 @@ def _selection(
 def read_answers(source: str) -> Iterator[Answers | Rejected]:
     """One thing for each row. Raises DataError for a missing or empty file."""
     folder = Path(source)
-    if folder.is_dir() and ((folder / RECORD_FILES["preferences"]).is_file() or shards_of(folder)):
+    if _is_data_folder(folder):
         yield from _judged_answers(folder)
         return
     for found in convert_rows(read_rows(find_files(source), Reading()), lambda row: (_row(row),)):
@@ -166,6 +173,11 @@ def read_answers(source: str) -> Iterator[Answers | Rejected]:
             yield found
         else:
             yield from found
+
+
+def _is_data_folder(folder: Path) -> bool:
+    records = folder / RECORD_FILES["preferences"]
+    return folder.is_dir() and (records.is_file() or bool(shards_of(folder)))
 
 
 def accepted(
@@ -193,7 +205,7 @@ def scored(
 ) -> list[Candidates]:
     """The prompts with two answers or more that every model can score."""
     candidates: list[Candidates] = []
-    for prompt, answers in prompts:
+    for prompt, answers in tracked(prompts, "scoring", "prompts"):
         known: list[tuple[Response, tuple[float, ...]]] = []
         for response, row in answers:
             try:
@@ -217,23 +229,27 @@ def chosen_in_words(selection: Selection, plan: Plan) -> str:
     told = "the disagreement of the models" if selection.models > 1 else "the model's own doubt"
     between = f" ({max(bits):.3f} to {min(bits):.3f} bits, by {told})" if bits else ""
     lines = [
-        f"{asked:,} pairs of {selection.prompts:,} prompts with {selection.answers:,} answers: "
+        f"{counted(asked, 'pair')} of {counted(selection.prompts, 'prompt')} with "
+        f"{counted(selection.answers, 'answer')}: "
         f"{whys['informative']:,} informative{between}, {whys['random']:,} at random; "
-        f"{whys['repeat']:,} are asked twice."
+        f"{whys['repeat']:,} {verb(whys['repeat'], 'is', 'are')} asked twice."
     ]
     if asked < plan.count:
         lines.append(_shortage(selection, plan, asked))
     for reason, count in sorted(selection.left_out.items()):
         lines.append(f"Left out as {reason}: {count:,} (quarantine.jsonl)")
-    if selection.too_long_for_excel:
+    if cut := selection.too_long_for_excel:
         lines.append(
-            f"{selection.too_long_for_excel:,} questions have a text that Excel would cut; have "
-            "them labelled in another program."
+            f"{counted(cut, 'question')} {verb(cut, 'has', 'have')} a text that Excel would cut; "
+            "have them "
+            "labelled in another program."
         )
-    if selection.like_formulas:
+    if alike := selection.like_formulas:
         lines.append(
-            f"{selection.like_formulas:,} questions have a text that begins with = + - or @, which "
-            "a spreadsheet may change; `align import --key` restores it, as long as the column "
+            f"{counted(alike, 'question')} {verb(alike, 'has', 'have')} a text that begins with = "
+            "+ - or @, "
+            "which a spreadsheet may change; `align import --key` restores it, as long as the "
+            "column "
             "group stays as it is."
         )
     return "\n".join(lines)
@@ -254,8 +270,10 @@ def _shortage(selection: Selection, plan: Plan, asked: int) -> str:
 def joined_in_words(joined: Joined, key: Path) -> str:
     """What became of labels that came back, in lines for people."""
     lines = [
-        f"{joined.matched:,} of {joined.judgements:,} judgements answer questions of {key}; "
-        f"{joined.held_out:,}, of the random share, are kept for evaluation."
+        f"{joined.matched:,} of {counted(joined.judgements, 'judgement')} "
+        f"{verb(joined.matched, 'answers', 'answer')} questions of {key}; "
+        f"{joined.held_out:,}, of the random share, {verb(joined.held_out, 'is', 'are')} kept for "
+        "evaluation."
     ]
     if joined.restored:
         lines.append(
@@ -263,20 +281,28 @@ def joined_in_words(joined: Joined, key: Path) -> str:
         )
     if joined.unmatched:
         rows = ", ".join(map(str, joined.unmatched[:_ROWS_SHOWN]))
-        more = len(joined.unmatched) - _ROWS_SHOWN
+        unmatched = len(joined.unmatched)
+        more = unmatched - _ROWS_SHOWN
         lines.append(
-            f"{len(joined.unmatched):,} match no question, by id or by text, and stay as they are "
-            f"(row {rows}{f' and {more:,} more' if more > 0 else ''})."
+            f"{unmatched:,} {verb(unmatched, 'matches', 'match')} no question, by id or by text, "
+            "and "
+            f"{verb(unmatched, 'stays as it is', 'stay as they are')} (row "
+            f"{rows}{f' and {more:,} more' if more > 0 else ''})."
         )
     return "\n".join(lines)
 
 
 def _row(row: Row) -> Answers:
     """From `{"prompt", "completions"}` or `{"prompt", "completion"}`, text or messages."""
+    it_has = ", ".join(row.values) or "none"
+    if "prompt" not in row.values:
+        raise RowFault("column_missing", f'there is no column "prompt", only {it_has}.')
     prompt = prompt_of(row.values, "prompt")
     if "completions" not in row.values:
         if "completion" not in row.values:
-            raise RowFault("no_answers", "there is neither completions nor completion.")
+            raise RowFault(
+                "no_answers", f"there is neither completions nor completion, only {it_has}."
+            )
         return Answers(prompt, (response_of(row.values, "completion"),), row)
     completions = row.values["completions"]
     if not isinstance(completions, list):

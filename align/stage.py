@@ -73,9 +73,15 @@ class StageContext:
 
     def split(self, source: str, records: Iterable[R]) -> tuple[list[R], list[R]]:
         """(train, test) of a data source's records; a prompt is on one side in the whole run."""
-        fraction = self.config.data[source].test_fraction
-        given = views.given(self.data[source], self.clusters)
-        return split(records, fraction, f"{self.config.seed}", self.clusters, given)
+        return sides(self.config, source, self.data[source], self.clusters, records)
+
+
+def sides(
+    config: Config, source: str, folder: Path, clusters: Clusters, records: Iterable[R]
+) -> tuple[list[R], list[R]]:
+    """(train, test) of the records of a data source, whose folder this is."""
+    given = views.given(folder, clusters)
+    return split(records, config.data[source].test_fraction, f"{config.seed}", clusters, given)
 
 
 @dataclass(frozen=True)

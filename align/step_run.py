@@ -87,6 +87,7 @@ def run_step(task: Task, config: Config, engine: Engine, before: float) -> Artif
         inputs=task.inputs, base=result.base, rows=result.rows, metrics=metrics,
         seed=seed, versions=versions(),
         settings=step.model_dump(mode="json", by_alias=True, exclude={"train": HARMLESS}),
+        files=task.files,
     )  # fmt: skip
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from preference_data.counts import counted
 
 Row = dict[str, Any]
 
@@ -30,6 +32,30 @@ HEADLINES: dict[str, tuple[str, ...]] = {
 
 GROUND = ("base", "splits", "world")
 """Folders of a run that hold an artifact and are no step; no step may be called so."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric, with the ends of its 95 % interval where it has one."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+def measured(metrics: Mapping[str, Any]) -> Iterator[Measured]:
+    """Every metric that is a number; `X_low` and `X_high` are the ends of X's interval, if there is
+    an X, and no metrics of their own."""
+    numbers = {name: value for name, value in metrics.items() if is_number(value)}
+    for name, value in numbers.items():
+        stem = name.removesuffix("_low").removesuffix("_high")
+        if stem == name or stem not in metrics:
+            yield Measured(name, value, numbers.get(f"{name}_low"), numbers.get(f"{name}_high"))
 
 
 @dataclass(frozen=True)
@@ -62,20 +88,9 @@ class WinRate:
 def win_rates(metrics: Mapping[str, float]) -> list[WinRate]:
     """Every win rate among `metrics`; the judge `gold` first, otherwise in the order given."""
     rates = []
-    for name, value in metrics.items():
-        stem = name.removesuffix("_low").removesuffix("_high")
-        match = WIN_RATE.fullmatch(name)
-        if not match or (stem != name and stem in metrics) or not is_number(value):
-            continue
-        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        rates.append(
-            WinRate(
-                **match.groupdict(),
-                rate=value,
-                low=low if is_number(low) else None,
-                high=high if is_number(high) else None,
-            )
-        )
+    for one in measured(metrics):
+        if match := WIN_RATE.fullmatch(one.name):
+            rates.append(WinRate(**match.groupdict(), rate=one.value, low=one.low, high=one.high))
     return sorted(rates, key=lambda rate: rate.judge != "gold")
 
 
@@ -116,6 +131,19 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size_in_words(size: float) -> str:
+    """Bytes as `1.5 GiB` or `12.0 MiB`; nothing for less than 0.05 MiB."""
+    if size < 2**20 / 20:
+        return ""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def memory_held(metrics: Mapping[str, float]) -> float:
+    """Bytes on a device: at the peak, where that was measured, or of all that was; 0 for none."""
+    sizes = {name: size for name, size in metrics.items() if name.startswith("memory/")}
+    return sizes.get("memory/peak", sum(sizes.values()))
 
 
 def _label(name: str) -> str:
@@ -333,7 +361,9 @@ def _read_lines(path: Path, run_dir: Path, notes: list[str]) -> list[Row]:
         else:
             bad += 1
     if bad:
-        notes.append(f"{path.relative_to(run_dir)}: {bad} of {bad + len(rows)} lines unreadable.")
+        notes.append(
+            f"{path.relative_to(run_dir)}: {bad} of {counted(bad + len(rows), 'line')} unreadable."
+        )
     return rows
 
 

@@ -5,8 +5,8 @@ Importing this module loads neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Task:
     fingerprint: str
     inputs: dict[str, str]
     """Fingerprints of what it is made from, by name."""
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    """Those of the files and folders that its settings name, by option."""
 
     def done(self) -> Artifact | None:
         """Its complete artifact, if it was made from the same things."""
@@ -60,10 +62,13 @@ def tasks_of(config: Config) -> list[Task]:
     run = Path(config.output_dir)
     made: dict[str, Task] = {}
 
-    def add(name: str, kind: str, folder: Path, own: Any, inputs: Sequence[str]) -> None:
+    def add(
+        name: str, kind: str, folder: Path, own: Any, inputs: Sequence[str],
+        files: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         prints = {other: made[other].fingerprint for other in inputs}
         print_ = fingerprint(kind, own, prints)
-        made[name] = Task(name, kind, folder, print_, prints)
+        made[name] = Task(name, kind, folder, print_, prints, dict(files or {}))
 
     if any(data.path in BUILTIN_DATA for data in config.data.values()):
         own = [config.world.model_dump(), config.seed, _source_hash("synthetic.py")]
@@ -104,10 +109,11 @@ def tasks_of(config: Config) -> list[Task]:
         harmless = {"train": HARMLESS, "require": True}
         settings = step.model_dump(by_alias=True, exclude=harmless, context=IDENTITY)
         own = [settings, lora, config.seed, fractions, clusters]
-        own += [_state_hash(path) for _, path in step.files_used()]
+        files = {option: _state_hash(path) for option, path in step.files_used()}
+        own += files.values()
         if step.kind == "export":  # its model card names them
             own.append({s: data.license for s, data in config.data.items() if data.license})
-        add(name, step.kind, run / name, own, list(dict.fromkeys(inputs)))
+        add(name, step.kind, run / name, own, list(dict.fromkeys(inputs)), files)
     return list(made.values())
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from preference_data.counts import counted, verb
 from preference_data.near_duplicates import Clusters
 from preference_data.quarantine import DataError
 from preference_data.records import Comparison, Demonstration, Judgement, Prompt
@@ -129,7 +130,7 @@ def check_leaks(
     first = found[0]
     trained, tested = opening(first.train).text, opening(first.test).text
     alike = "" if trained == tested else f", in train as {_short(trained)}"
-    amount = "1 first user turn is" if len(found) == 1 else f"{len(found)} first user turns are"
+    amount = f"{counted(len(found), 'first user turn')} {verb(len(found), 'is', 'are')}"
     raise DataError(
         f"{amount} on both sides of the split, such as {_short(tested)}{alike} "
         f"(records: {first.train_records} in train, {first.test_records} in test). "

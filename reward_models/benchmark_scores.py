@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from preference_data.counts import counted
 from preference_data.reward_benchmarks import SECTIONS, STYLES, TIES, Item, LayoutName
 
 Array = NDArray[np.floating]
@@ -118,7 +119,10 @@ def evaluate(
         raise ValueError("There are no items to evaluate.")
     for item, row in zip(items, scores, strict=True):
         if len(row) != len(item.completions):
-            raise ValueError(f"{item.id}: {len(row)} scores, but {len(item.completions)} answers.")
+            raise ValueError(
+                f"{item.id}: {counted(len(row), 'score')}, but "
+                f"{counted(len(item.completions), 'answer')}."
+            )
     lengths = [[float(len(answer.text)) for answer in item.completions] for item in items]
     tables = _Tables(
         shared=_tables(layout, items, scores, strict=False),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from preference_data.counts import counted
 from preference_data.quarantine import DataError
 from preference_data.records import Prompt, Response
 from preference_data.reward_benchmarks import Benchmark, Item, read_benchmark
@@ -123,7 +124,9 @@ def run_benchmark(
         advance(1)
     if not items:
         raise DataError(
-            f"The model could score none of the {len(unscored)} items of {read.source}; the first: "
+            f"The model could score none of the {counted(len(unscored), 'item')} of "
+            f"{read.source}; the "
+            f"first: "
             f"{unscored[0].reason}"
         )
     evaluation = evaluate(read.layout, items, scores, seed)
@@ -164,7 +167,10 @@ def _scored(model: HasScore, items: Sequence[Item]) -> list[tuple[float, ...]]:
     except ValueError as error:
         raise _Unreadable(str(error)) from error
     if len(values) != len(distinct):
-        raise ValueError(f"The model gave {len(values)} scores to {len(distinct)} completions.")
+        raise ValueError(
+            f"The model gave {counted(len(values), 'score')} to "
+            f"{counted(len(distinct), 'completion')}."
+        )
     by_text = dict(zip(distinct, map(float, values), strict=True))
     found = [tuple(by_text[pair] for pair in row) for row in texts]
     for item, row in zip(items, found, strict=True):

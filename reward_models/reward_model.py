@@ -20,11 +20,13 @@ from preference_data.batches import (
     pack,
     split_by_tokens,
 )
+from preference_data.counts import counted
 from preference_data.records import Message, Prompt, Response
 from preference_data.rendering import Renderer
 from reward_models.folders import member_folders, weights_folder
 from reward_models.loading import folder_of, load_scorer, refuse_pickles, share_base
 from reward_models.scalar_head import ADAPTER_FILE, ScalarHead, Scoring, load_head, sequence_scores
+from reward_models.scoring import Tracked, untracked
 
 TOKENS_PER_FORWARD = 4096
 AnyPrompt = str | Prompt | Sequence[Mapping[str, Any]]
@@ -123,7 +125,9 @@ class RewardModel:
         much as fits before this one completion.
         """
         if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions.")
+            raise ValueError(
+                f"{counted(len(prompts), 'prompt')}, but {counted(len(completions), 'completion')}."
+            )
         groups: list[Group] = []
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
@@ -140,7 +144,10 @@ class RewardModel:
         sigmoid((score(a) - score(b)) / temperature), with the temperature that fits held-out pairs
         (Bradley and Terry 1952). Raises ValueError as `score` does."""
         if not len(prompts) == len(a) == len(b):
-            raise ValueError(f"{len(prompts)} prompts, but {len(a)} and {len(b)} completions.")
+            raise ValueError(
+                f"{counted(len(prompts), 'prompt')}, but {len(a)} and "
+                f"{counted(len(b), 'completion')}."
+            )
         scores = self.score([*prompts, *prompts], [*a, *b])
         return [
             1 / (1 + math.exp(min((lost - won) / self.scoring.temperature, 700.0)))
@@ -197,9 +204,13 @@ class RewardModel:
         return sequence_scores(hidden_states(self._model, batch), self._head, batch)
 
     def member_scores(
-        self, groups: Sequence[Group], tokens_per_forward: int = TOKENS_PER_FORWARD
+        self,
+        groups: Sequence[Group],
+        tokens_per_forward: int = TOKENS_PER_FORWARD,
+        tracked: Tracked = untracked,
     ) -> list[list[float]]:
-        """[M][B] the same of each member, or of the one model (M = 1).
+        """[M][B] the same of each member, or of the one model (M = 1); `tracked` is around the
+        forward passes.
 
         They are laid out by the length of their prompts, each conversation once, for all members.
         """
@@ -211,7 +222,7 @@ class RewardModel:
         )
         joined = join_prompts([single[one] for one in order])
         found: list[list[float]] = [[] for _ in models]
-        for part in split_by_tokens(joined, tokens_per_forward):
+        for part in tracked(list(split_by_tokens(joined, tokens_per_forward))):
             batch = pack([joined[one] for one in part]).to(self._model.device)
             for scores, model in zip(found, models, strict=True):
                 scores += model.batch_scores(batch).tolist()

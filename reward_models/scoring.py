@@ -10,11 +10,12 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from preference_data.counts import counted
 from preference_data.records import Prompt
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ class Scores:
 
 Combine = Literal["mean", "min", "mean_minus_std"]
 """How the scores of an ensemble's members become one."""
+
+Tracked = Callable[[list[Any]], Iterable[Any]]
+"""Hands on the parts that something long is done in, and may show how far it is."""
+
+
+def untracked(parts: list[Any]) -> list[Any]:
+    """Shows nothing."""
+    return parts
+
 
 A = TypeVar("A", bound=Answer)
 A_contra = TypeVar("A_contra", bound=Answer, contravariant=True)
@@ -84,11 +94,14 @@ def checked(found: Any, answers: Sequence[Answer], name: str) -> list[float]:
     values = _plain(found)
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
         raise ScoringError(
-            f"{name} gave {_described(found)}; it must give a list of {len(answers)} numbers, one "
+            f"{name} gave {_described(found)}; it must give a list of "
+            f"{counted(len(answers), 'number')}, one "
             f"for each answer"
         )
     if len(values) != len(answers):
-        raise ScoringError(f"{name} gave {len(values)} scores for {len(answers)} answers")
+        raise ScoringError(
+            f"{name} gave {counted(len(values), 'score')} for {counted(len(answers), 'answer')}"
+        )
     return [
         _number(value, row, answer, name)
         for row, (value, answer) in enumerate(zip(values, answers, strict=True))
@@ -182,6 +195,8 @@ class Model:
     combine: Combine = "mean"
     std_weight: float = 1.0
     """Of an ensemble, as `Ensemble` has them"""
+    tracked: Tracked = field(default=untracked, repr=False, compare=False)
+    """Around the forward passes"""
 
     def __call__(self, answers: Sequence[Answer]) -> Scores:
         groups: list[Group] = []
@@ -194,11 +209,10 @@ class Model:
                     f"{self.name} cannot score row {row} "
                     f"(prompt {_short(answer.prompt.text)}): {error}"
                 ) from error
+        found = self.model.member_scores(groups, tracked=self.tracked)
         each = [
             checked(model.normalised(raw), answers, self.name)
-            for model, raw in zip(
-                self.model.members or (self.model,), self.model.member_scores(groups), strict=True
-            )
+            for model, raw in zip(self.model.members or (self.model,), found, strict=True)
         ]
         if len(each) == 1:
             return Scores(each[0])

@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from preference_data.records import Prompt
-from reward_models.scoring import Answer, Scores, ScoringError, checked
+from reward_models.scoring import Answer, Scores, ScoringError, Tracked, checked, untracked
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
@@ -50,6 +50,8 @@ class Service:
     again after a wait that doubles."""
     token: str | None = field(default=None, repr=False)
     """Sent as the bearer token, and shown nowhere."""
+    tracked: Tracked = field(default=untracked, repr=False, compare=False)
+    """Around the requests"""
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
@@ -60,7 +62,7 @@ class Service:
             answers[first : first + self.batch_size]
             for first in range(0, len(answers), self.batch_size)
         ]
-        return Scores(list(chain.from_iterable(map(self._ask, parts))))
+        return Scores(list(chain.from_iterable(map(self._ask, self.tracked(parts)))))
 
     def _ask(self, answers: Sequence[Answer]) -> list[float]:
         body = json.dumps(

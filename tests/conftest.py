@@ -5,7 +5,6 @@ Torch and transformers are imported inside the fixtures: tests of the light modu
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -93,12 +92,20 @@ def shake() -> Callable[..., None]:
     return move
 
 
-@pytest.fixture(scope="session")
-def launchers() -> Any:
-    """The module tests/launchers.py: `launchers.run(launchers.torchrun(), folder)`."""
-    path = Path(__file__).parent / "launchers.py"
-    spec = importlib.util.spec_from_file_location("launchers", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def save_reward(
+    make_roles: Callable[..., Any], shake: Callable[..., None], tmp_path: Path
+) -> Callable[..., Path]:
+    """`save_reward(mean=...)` gives the folder of a reward step, its adapter and head away from
+    where they start. Its keywords are of Scoring; `seed` and `name` tell several apart."""
+    from reward_models.scalar_head import ScalarHead, Scoring
+
+    def save(seed: int = 0, name: str = "reward", **scoring: Any) -> Path:
+        roles = make_roles()
+        roles.add("reward", fresh=True, trainable=True, head=ScalarHead(32))
+        shake(roles.parameters_of("reward"), seed=seed)
+        read_so = Scoring(roles.renderer.fingerprint(), **{"max_length": 64, **scoring})
+        roles.save("reward", tmp_path / name, read_so)
+        return tmp_path / name
+
+    return save

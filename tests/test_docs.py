@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import io
 import json
 import os
@@ -20,25 +19,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import docs_pages as docs
 import pytest
 
 from align.cli import COMMANDS, main
 from align.config import Columns, build_config
 from align.config_yaml import parse_yaml
-
-
-def _load() -> Any:
-    path = Path(__file__).parent / "docs_pages.py"
-    spec = importlib.util.spec_from_file_location("docs_pages", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["docs_pages"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-docs = _load()
-
 
 # --- what is run ----------------------------------------------------------------------------------
 

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
-import sys
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+import docs_pages as docs
 import pytest
 
 from align.cli import COMMANDS
 from align.config import json_schema
 from align.doctor import RULES
 from preference_data.sources import FORMATS
-
-
-def _load() -> Any:
-    path = Path(__file__).parent / "docs_pages.py"
-    spec = importlib.util.spec_from_file_location("docs_pages", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["docs_pages"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-docs = _load()
 
 PACKAGES = ("preference_data", "reward_models", "align", "launch")
 

@@ -13,10 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import launchers
 import pytest
 import yaml
+from step_files import metrics_of
 
-FAULTY = str(Path(__file__).parent / "faulty.py")
+FAULTY = str(launchers.SHARED / "faulty.py")
+REWARD = Path("run", "reward")
 WITHIN = 60.0
 """Seconds after the fault in which all must be over."""
 
@@ -31,26 +34,13 @@ def artifacts(folder: Path) -> set[str]:
     return {path.parent.name for path in (folder / "run").glob("*/artifact.json")}
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics, without what a clock measures."""
-    lines = (folder / "run" / "reward" / "metrics.jsonl").read_text().splitlines()
-    return [
-        {
-            k: v
-            for k, v in json.loads(line).items()
-            if not k.startswith("time") and "second" not in k
-        }
-        for line in lines
-    ]
-
-
 def since_the_fault(folder: Path) -> float:
     """Seconds; the faulty rank has written down when it was."""
     return time.time() - float((folder / "fault").read_text())
 
 
 @pytest.fixture(scope="module")
-def undisturbed(launchers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process, from the start to the end."""
     folder = configured(tmp_path_factory.mktemp("undisturbed"), launchers.REWARD_ALONE)
     done = launchers.run([sys.executable, "-m", "align.cli", "run", "small.yaml"], folder)
@@ -68,7 +58,7 @@ def prepared(undisturbed: Path, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_a_rank_that_is_killed_ends_the_run_and_the_next_one_finishes(
-    launcher: str, launchers: Any, undisturbed: Path, tmp_path: Path
+    launcher: str, undisturbed: Path, tmp_path: Path
 ):
     """Killed between the gradients and the third step. One process goes on from what two have left
     after the second step, and comes to what one alone comes to; also under DeepSpeed."""
@@ -84,14 +74,13 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_next_one_finishes(
     assert again.code == 0, again.text
     assert "reward" in artifacts(folder)
     assert "reward resumes after step 2" in again.text
-    for row, expected in zip(rows(folder), rows(undisturbed), strict=True):
+    pairs = zip(metrics_of(folder / REWARD), metrics_of(undisturbed / REWARD), strict=True)
+    for row, expected in pairs:
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_from_what_one_has_left(
-    launchers: Any, undisturbed: Path, tmp_path: Path
-):
+def test_two_processes_go_on_from_what_one_has_left(undisturbed: Path, tmp_path: Path):
     folder = prepared(undisturbed, tmp_path)
     command = [sys.executable, FAULTY, "--config", "small.yaml"]
     assert launchers.run(command, folder, {"FAULT": "kill:0:2"}).code == -signal.SIGKILL
@@ -99,7 +88,8 @@ def test_two_processes_go_on_from_what_one_has_left(
     again = launchers.run([*launchers.torchrun(), script, "--config", "small.yaml"], folder)
     assert again.code == 0, again.text
     assert again.text.count("reward resumes after step 2") == 1
-    for row, expected in zip(rows(folder), rows(undisturbed), strict=True):
+    pairs = zip(metrics_of(folder / REWARD), metrics_of(undisturbed / REWARD), strict=True)
+    for row, expected in pairs:
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
@@ -116,7 +106,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def without_launcher(
-    launchers: Any, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory
+    undisturbed: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """The folder with a run for each fault, and how its two ranks ended."""
     folder = tmp_path_factory.mktemp("faults")

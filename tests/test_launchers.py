@@ -6,20 +6,21 @@ all come to the same numbers.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import launchers
 import pytest
 import yaml
+from small_runs import builtin
+from step_files import metrics_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ZERO = {name: f"deepspeed={ROOT}/configs/deepspeed/{name}.json" for name in ("zero1", "zero2")} | {
     "offload": f"deepspeed={ROOT}/configs/deepspeed/zero2_offload.json"
 }
-CLOCKS = re.compile("time|train/tokens_per_second$")
 STEPS = ("sft", "reward", "dpo", "ppo")
 PIPELINE = str(ROOT / "launch" / "pipeline.py")
 ACCELERATE = {
@@ -40,7 +41,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
 
 
-def whole(launchers: Any) -> dict[str, Any]:
+def whole() -> dict[str, Any]:
     """Every kind of step that trains roles."""
     small = launchers.SMALL
     steps = {
@@ -51,27 +52,20 @@ def whole(launchers: Any) -> dict[str, Any]:
                       "epochs": 1, "minibatches": 1, "max_new_tokens": 8, "learning_rate": 1e-3},
         },
     }  # fmt: skip
-    data = {**small["data"], "prompts": {"path": "builtin:prompts"}}
+    data = builtin("demonstrations", "labels", "prompts")
     return {**small, "data": data, "steps": {**small["steps"], **steps}}
 
 
-def configured(folder: Path, launchers: Any) -> Path:
-    (folder / "small.yaml").write_text(yaml.safe_dump(whole(launchers), sort_keys=False))
+def configured(folder: Path) -> Path:
+    (folder / "small.yaml").write_text(yaml.safe_dump(whole(), sort_keys=False))
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(ACCELERATE))
     return folder
 
 
-def rows(folder: Path, step: str) -> list[dict[str, Any]]:
-    """The lines of metrics, without what a clock measures."""
-    lines = (folder / "run" / step / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if not CLOCKS.match(k)} for row in found]
-
-
 @pytest.fixture(scope="module")
-def alone(launchers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by plain python."""
-    folder = configured(tmp_path_factory.mktemp("alone"), launchers)
+    folder = configured(tmp_path_factory.mktemp("alone"))
     done = launchers.run([sys.executable, PIPELINE, "--config", "small.yaml"], folder)
     assert done.code == 0, done.text
     return folder
@@ -88,11 +82,11 @@ def alone(launchers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_every_launcher_starts_the_same_run(
-    launcher: str, override: str, alone: Path, launchers: Any, tmp_path: Path
+    launcher: str, override: str, alone: Path, tmp_path: Path
 ):
     """Rank 0 alone writes and logs: each line is there once. The losses of two processes are sums
     in another order, and those of SFT a mean over a half of the rows each."""
-    folder = configured(tmp_path, launchers)
+    folder = configured(tmp_path)
     start = {
         "python": lambda: [sys.executable],
         "torchrun": launchers.torchrun,
@@ -104,25 +98,26 @@ def test_every_launcher_starts_the_same_run(
     assert done.text.count("Report: ") == 1
     for step in STEPS:
         assert len(re.findall(rf"^{step} +done", done.text, re.MULTILINE)) == 1, done.text
-        assert len(rows(folder, step)) == 4
+        assert len(metrics_of(folder / "run" / step)) == 4
     for step in ("sft", "reward", "dpo"):
-        found, expected = rows(folder, step), rows(alone, step)
+        found, expected = metrics_of(folder / "run" / step), metrics_of(alone / "run" / step)
         assert [row["step"] for row in found] == [1, 2, 3, 4]
         for row, wanted in zip(found, expected, strict=True):
             assert row["train/loss"] == pytest.approx(wanted["train/loss"], abs=1e-4)
             assert row["train/lr"] == pytest.approx(wanted["train/lr"], abs=1e-9)
     for step in ("reward", "dpo", "ppo"):
-        for row, wanted in zip(rows(folder, step), rows(alone, step), strict=True):
+        found, expected = metrics_of(folder / "run" / step), metrics_of(alone / "run" / step)
+        for row, wanted in zip(found, expected, strict=True):
             tolerance = 1e-4 if step == "ppo" else 1e-5  # a KL of 1e-4, by an offloaded optimiser
             assert row == pytest.approx(wanted, rel=1e-3, abs=tolerance)
 
 
 @pytest.mark.slow
-def test_accelerate_is_contradicted_once(launchers: Any, tmp_path: Path):
+def test_accelerate_is_contradicted_once(tmp_path: Path):
     """Its configuration asks for ZeRO and the run's does not. Said by rank 0 alone, though every
     rank finds it; and nothing is made. `use_cpu: true`, which elsewhere switches
     ZeRO off without a word, changes nothing here."""
-    folder = configured(tmp_path, launchers)
+    folder = configured(tmp_path)
     start = launchers.accelerate(folder / "accelerate.yaml")
     done = launchers.run([*start, PIPELINE, "--config", "small.yaml"], folder)
     assert done.code != 0
@@ -132,9 +127,9 @@ def test_accelerate_is_contradicted_once(launchers: Any, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_without_deepspeed_all_but_deepspeed_works(launchers: Any, tmp_path: Path):
+def test_without_deepspeed_all_but_deepspeed_works(tmp_path: Path):
     """In an interpreter that does not find it; a configuration that asks says what to install."""
-    folder = configured(tmp_path, launchers)
+    folder = configured(tmp_path)
     (folder / "sitecustomize.py").write_text(WITHOUT_DEEPSPEED)
     more = {"PYTHONPATH": f"{folder}:{ROOT}"}
     command = [sys.executable, PIPELINE, "--config", "small.yaml"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import launchers
 import pytest
 import yaml
 
@@ -22,7 +23,7 @@ HOSTFILE = "localhost slots=1\n127.0.0.1 slots=1\n"
 NAMESPACES = ("align-a", "align-b")
 
 
-def configured(folder: Path, launchers: Any) -> Path:
+def configured(folder: Path) -> Path:
     text = yaml.safe_dump(launchers.REWARD_ALONE, sort_keys=False)
     (folder / "small.yaml").write_text(text)
     (folder / "hostfile").write_text(HOSTFILE)
@@ -30,7 +31,6 @@ def configured(folder: Path, launchers: Any) -> Path:
 
 
 def both(
-    launchers: Any,
     folder: Path,
     commands: list[list[str]],
     more: list[dict[str, str]] | None = None,
@@ -38,10 +38,10 @@ def both(
     """How the two nodes' launchers ended."""
     more = more or [{}, {}]
     started = [launchers.begin(c, folder, m) for c, m in zip(commands, more, strict=True)]
-    return [launchers.end(process) for process in started]
+    return launchers.end(*started)
 
 
-def nodes(launcher: str, launchers: Any, address: str = "127.0.0.1") -> list[list[str]]:
+def nodes(launcher: str, address: str = "127.0.0.1") -> list[list[str]]:
     """The command on each of two nodes of one process."""
     port = str(launchers.free_port())
     if launcher == "torchrun":
@@ -75,20 +75,20 @@ def check(folder: Path, ended: list[Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun c10d", "deepspeed"])
-def test_two_nodes_on_loopback(launcher: str, launchers: Any, tmp_path: Path):
-    folder = configured(tmp_path, launchers)
-    check(folder, both(launchers, folder, nodes(launcher, launchers)))
+def test_two_nodes_on_loopback(launcher: str, tmp_path: Path):
+    folder = configured(tmp_path)
+    check(folder, both(folder, nodes(launcher)))
 
 
 @pytest.mark.slow
-def test_a_node_that_fails_ends_the_other_one(launchers: Any, tmp_path: Path):
+def test_a_node_that_fails_ends_the_other_one(tmp_path: Path):
     """Each launcher knows only its own process: the rank on the other node ends by itself."""
-    folder = configured(tmp_path, launchers)
+    folder = configured(tmp_path)
     commands = [
-        [str(ROOT / "tests" / "faulty.py") if part == SCRIPT[0] else part for part in command]
-        for command in nodes("torchrun", launchers)
+        [str(launchers.SHARED / "faulty.py") if part == SCRIPT[0] else part for part in command]
+        for command in nodes("torchrun")
     ]
-    ended = both(launchers, folder, commands, [{"FAULT": "nan:1:2"}] * 2)
+    ended = both(folder, commands, [{"FAULT": "nan:1:2"}] * 2)
     assert all(node.code != 0 for node in ended)
     said = "rank 1: step reward failed: the loss is nan at optimiser step 3, of the rows"
     assert ended[0].text.count(said) == 1
@@ -123,14 +123,14 @@ def namespaces() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_two_nodes_with_addresses_of_their_own(namespaces: None, launchers: Any, tmp_path: Path):
-    folder = configured(tmp_path, launchers)
+def test_two_nodes_with_addresses_of_their_own(namespaces: None, tmp_path: Path):
+    folder = configured(tmp_path)
     commands = [
         ["ip", "netns", "exec", name, *command]
-        for name, command in zip(NAMESPACES, nodes("torchrun", launchers, "10.99.0.1"), strict=True)
+        for name, command in zip(NAMESPACES, nodes("torchrun", "10.99.0.1"), strict=True)
     ]
     more = [{"GLOO_SOCKET_IFNAME": f"align{number}"} for number in range(2)]
-    check(folder, both(launchers, folder, commands, more))
+    check(folder, both(folder, commands, more))
 
 
 # --- what is shipped for clusters -----------------------------------------------------------------

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import launchers
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small_runs import TWO_LAYERS, builtin, world_of
+from step_files import metrics_of
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = {"max_steps": 3, "train_batch_size": 8, "learning_rate": 1e-3, "max_length": 96}
 CONFIG: dict[str, Any] = {
     "name": "small",
-    "base": {
-        "architecture": {
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 400,
-        }
-    },
+    "base": {"architecture": TWO_LAYERS},
     "lora": {"r": 4, "alpha": 8},
-    "world": {"documents": 60, "demonstrations": 60, "items": 60, "prompts": 60},
-    "data": {
-        "demonstrations": {"path": "builtin:demonstrations"},
-        "labels": {"path": "builtin:labels"},
-        "prompts": {"path": "builtin:prompts"},
-    },
+    "world": world_of(60),
+    "data": builtin("demonstrations", "labels", "prompts"),
     "steps": {
         "sft": {"kind": "sft", "data": "demonstrations", "train": TRAIN},
         "reward": {"kind": "reward", "data": "labels", "init": "sft", "train": TRAIN},
@@ -51,26 +41,8 @@ CONFIG: dict[str, Any] = {
 
 
 def run(command: list[str], folder: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    # The launchers start `python` by its name.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+    done = launchers.run(command, folder)
+    assert done.code == 0, done.text[-6000:]
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +59,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def left_by(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """(metrics but for the clock, weights) of the PPO step."""
     step = folder / "run" / "ppo"
-    metrics = [json.loads(line) for line in (step / "metrics.jsonl").read_text().splitlines()]
-    for row in metrics:
-        for name in [n for n in row if n.startswith("time")]:
-            del row[name]
-    return metrics, load_file(step / "adapter" / "adapter_model.safetensors")
+    return metrics_of(step), load_file(step / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -108,12 +76,10 @@ def test_two_processes_take_the_same_steps(
     shutil.rmtree(two / "run" / "ppo")
     script = [str(ROOT / "launch" / "ppo.py"), "--config", "small.yaml"]
     if launcher == "torchrun":
-        start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        run([*start, f"--master_port={free_port()}", *script], two)
+        run([*launchers.torchrun(), *script], two)
     else:
         settings = f"deepspeed={ROOT / 'configs' / 'deepspeed' / 'zero2.json'}"
-        start = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus=2"]
-        run([*start, f"--master_port={free_port()}", *script, settings], two)
+        run([*launchers.deepspeed(), *script, settings], two)
     metrics, weights = left_by(two)
     expected, expected_weights = left_by(one)
     assert weights.keys() == expected_weights.keys()

@@ -16,9 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import launchers
 import pytest
 import torch
 import yaml
+from small_runs import TWO_LAYERS, builtin, world_of
+from step_files import metrics_of
 
 from align.config import load_config
 from align.memory.plan import plan_memory
@@ -28,6 +31,7 @@ STEPS = ("sft", "reward", "dpo", "ppo")
 REPRESENTATIVE = [(3, "full"), (3, "lora")]
 """Stage 2 with LoRA is in tests/test_two_processes.py and test_faults.py, too."""
 EVERY = [(stage, kind) for stage in (0, 1, 2, 3) for kind in ("lora", "full")]
+EVERY += [(3, "full, checkpointed")]
 ROWS = EVERY if os.environ.get("ALIGN_ZERO_MATRIX") == "all" else REPRESENTATIVE
 TRAIN: dict[str, Any] = {
     "max_steps": 20, "train_batch_size": 8, "learning_rate": 1e-3, "max_length": 96,
@@ -38,20 +42,11 @@ PAIRS = {**TRAIN, "tokens_per_forward": 150}
 CONFIG: dict[str, Any] = {
     "name": "matrix",
     "output_dir": "run",
-    "base": {
-        "architecture": {
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 400,
-        }
-    },
+    "base": {"architecture": TWO_LAYERS},
     # sft takes its 160 rows within an epoch: its last batch is filled up by accelerate, to as many
     # rows on every rank.
-    "world": {"documents": 60, "demonstrations": 300, "items": 60, "prompts": 60},
-    "data": {
-        "demonstrations": {"path": "builtin:demonstrations"},
-        "labels": {"path": "builtin:labels"},
-        "prompts": {"path": "builtin:prompts"},
-    },
+    "world": world_of(60, demonstrations=300),
+    "data": builtin("demonstrations", "labels", "prompts"),
     "steps": {
         "sft": {"kind": "sft", "data": "demonstrations", "train": TRAIN},
         "reward": {"kind": "reward", "data": "labels", "init": "sft", "train": PAIRS},
@@ -76,6 +71,7 @@ TEXTS = [
 
 def configured(kind: str) -> str:
     config = {**CONFIG, "lora": {"r": 4, "alpha": 8} if kind == "lora" else None}
+    config["base"] = {**CONFIG["base"], "gradient_checkpointing": kind.endswith("checkpointed")}
     return yaml.safe_dump(config, sort_keys=False)
 
 
@@ -94,7 +90,7 @@ def settings_of(stage: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def reference(launchers: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`reference(kind)` is the folder of the run of one process, made once."""
     made: dict[str, Path] = {}
 
@@ -111,19 +107,9 @@ def reference(launchers: Any, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return folder_of
 
 
-def metrics_of(folder: Path, step: str) -> list[dict[str, float]]:
-    """A line for each log line, without what a clock measures."""
-    lines = (folder / "run" / step / "metrics.jsonl").read_text().splitlines()
-    clocked = ("time", "train/tokens_per_second")
-    return [
-        {name: value for name, value in json.loads(line).items() if not name.startswith(clocked)}
-        for line in lines
-    ]
-
-
 def differences(folder: Path, expected: Path, step: str) -> dict[str, float]:
     """The largest difference of each metric of the step, of all its log lines."""
-    found, wanted = metrics_of(folder, step), metrics_of(expected, step)
+    found, wanted = metrics_of(folder / "run" / step), metrics_of(expected / "run" / step)
     if step == "sft" and "train/grad_norm" not in found[0]:
         # DeepSpeed tells a Trainer none without ZeRO.
         wanted = [{k: v for k, v in line.items() if k != "train/grad_norm"} for line in wanted]
@@ -189,7 +175,7 @@ def _assert_held(folder: Path, stage: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "kind"), ROWS)
 def test_two_ranks_train_what_one_process_trains(
-    stage: int, kind: str, reference: Callable[[str], Path], launchers: Any, tmp_path: Path
+    stage: int, kind: str, reference: Callable[[str], Path], tmp_path: Path
 ):
     """Every logged number of every step, of its 20 optimiser steps one by one, and what the saved
     weights compute, within 1e-4; 10 lines are PPO's, of 2 optimiser steps each."""
@@ -204,7 +190,7 @@ def test_two_ranks_train_what_one_process_trains(
     for step in STEPS:
         apart = differences(two, one, step)
         assert max(apart.values()) <= 1e-4, (step, {n: v for n, v in apart.items() if v > 1e-4})
-        assert len(metrics_of(two, step)) == (10 if step == "ppo" else 20)
+        assert len(metrics_of(two / "run" / step)) == (10 if step == "ppo" else 20)
     torch.testing.assert_close(scores_of(two), scores_of(one), rtol=0, atol=1e-4)
     _assert_held(two, stage)
     for step in ("sft", "dpo", "ppo"):

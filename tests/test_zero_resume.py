@@ -5,11 +5,10 @@ Run as a script, this file is one rank of `ranks`.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import launchers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -104,7 +103,7 @@ def write(training: Training, path: str) -> None:
 
 @pytest.fixture(scope="module", params=["lora", "full"])
 def ranks(
-    request: pytest.FixtureRequest, launchers: Any, tiny_folder: Path,
+    request: pytest.FixtureRequest, tiny_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, Path]:  # fmt: skip
     """(kind, folder with the states that two ranks and a process without DeepSpeed wrote)"""
@@ -113,22 +112,9 @@ def ranks(
     for steps in (2, 4):
         take_steps(training, engine)
         write(training, str(folder / f"plain_{steps}"))
-    port = str(launchers.free_port())
     arguments = [request.param, str(tiny_folder), str(folder)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, *arguments],
-            env={
-                **launchers.environment(), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            },
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, output
+    for ended in launchers.run_ranks(__file__, folder, *arguments):
+        assert ended.code == 0, ended.text
     return request.param, folder
 
 

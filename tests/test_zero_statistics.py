@@ -6,13 +6,12 @@ Run as a script, this file is one rank of `test_two_ranks_with_unequal_rows_say_
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import launchers
 import pytest
 import torch
 from torch import Tensor
@@ -25,7 +24,6 @@ from align.rollout import Roller, Rollout, Sample
 from align.tensors import masked_mean, rescale, standardize
 from preference_data.batches import Group
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [(row,) for row in range(5)]
 SCORES = [1.0, 2.0, 3.0, 4.0, 100.0]
 LENGTHS = [1, 3, 2, 5, 4]
@@ -100,24 +98,11 @@ def _assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-def test_two_ranks_with_unequal_rows_say_what_one_says(launchers: Any, tmp_path: Path):
+def test_two_ranks_with_unequal_rows_say_what_one_says(tmp_path: Path):
     """Gloo, 3 rows on one rank and 2 on the other: whitened rewards, running statistics, the KL
     controller and every logged number equal the one process's to the last bit."""
-    port = str(launchers.free_port())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path / f"{rank}.pt")],
-            env={
-                **launchers.environment(), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            },
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in ranks:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    for ended in launchers.run_ranks(__file__, tmp_path):
+        assert ended.code == 0, ended.text
     alone = statistics(Engine())
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
@@ -163,12 +148,12 @@ def test_the_mean_of_the_ranks_means_is_another_number():
     assert 7 * of_shares[0] + 8 * of_shares[1] == pytest.approx(0, abs=1e-5)
 
 
-def _one_rank(path: str) -> None:
+def _one_rank() -> None:
     engine = Engine()
-    torch.save(statistics(engine), path)
+    torch.save(statistics(engine), f"{engine.rank}.pt")
     engine.close()
 
 
 if __name__ == "__main__":
     assert os.environ["WORLD_SIZE"] == "2"
-    _one_rank(sys.argv[1])
+    _one_rank()

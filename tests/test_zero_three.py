@@ -5,11 +5,12 @@ Run as a script, this file is one rank of `test_weights_are_gathered_when_they_a
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import launchers
 import pytest
 import torch
 from torch import nn
@@ -171,28 +172,15 @@ def one_rank(kind: str, base: str, settings: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def ranks(
-    request: pytest.FixtureRequest, launchers: Any, tiny_folder: Path,
+    request: pytest.FixtureRequest, tiny_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What one process without DeepSpeed (first; of losses and weights) and two ranks found."""
     folder = tmp_path_factory.mktemp("three")
-    port = str(launchers.free_port())
     settings = str(ROOT / "configs" / "deepspeed" / "zero3.json")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder / f"{rank}.pt"), request.param, str(tiny_folder),
-             settings],
-            env={
-                **launchers.environment(), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            },
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        output, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, output
+    arguments = [request.param, str(tiny_folder), settings]
+    for ended in launchers.run_ranks(__file__, folder, *arguments):
+        assert ended.code == 0, ended.text
     found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
     return [alone(request.param, str(tiny_folder)), *found]
 
@@ -249,4 +237,4 @@ def test_one_training_after_the_other_is_as_without_deepspeed(ranks: list[dict[s
 
 
 if __name__ == "__main__":
-    torch.save(one_rank(*sys.argv[2:]), sys.argv[1])
+    torch.save(one_rank(*sys.argv[1:]), f"{os.environ['RANK']}.pt")

@@ -15,15 +15,14 @@ from align.judges import GOLD, Judge, add_judge, make_judge
 from align.metrics.replies import win_rate
 from align.policy import check_positions, respond, uniforms
 from align.progress import tracked
+from align.prompts import asked_prompts, fitting
 from align.rankings import Ranked, by_group, load_rankings
 from align.report_card import judged_of
 from align.rewards import Sampled
 from align.roles import Roles
 from align.rollout import packed_scores, packed_tokens
 from align.stage import StageContext, StageResult
-from preference_data import views
 from preference_data.batches import Group
-from preference_data.rendering import RenderingError
 from reward_models.calibration import Array, correlation, named, reward_accuracy
 from reward_models.report_card import Judged
 from reward_models.scalar_head import Scoring, Truncation
@@ -101,30 +100,8 @@ def _make_roles(context: StageContext, policies: list[str]) -> Roles:
 def _prompts(context: StageContext, roles: Roles):
     """[(prompt, ids)] of the held-out side, and their account."""
     step = context.step
-    every = views.prompts(context.data[step.data])
-    fraction = context.config.data[step.data].test_fraction
-    _, held_out = context.split(step.data, every)
-    if fraction == 0 and not held_out:  # the whole source is for evaluation
-        held_out = every
-    if not held_out:
-        raise RuntimeError(
-            f"data.{step.data} has {len(every)} prompts, and none falls into the held-out share of "
-            f"{fraction:g}; raise its test_fraction or bring more prompts"
-        )
-    asked = held_out[: step.prompts]
-    found = []
-    for prompt in asked:
-        try:
-            ids = roles.renderer.prompt(prompt)
-        except RenderingError:
-            continue
-        if len(ids) <= step.max_prompt_length:
-            found.append((prompt, ids))
-    if not found:
-        raise RuntimeError(
-            f"none of the {len(asked)} held-out prompts of data.{step.data} fits into "
-            f"max_prompt_length {step.max_prompt_length}"
-        )
+    asked = asked_prompts(context)
+    found = fitting(context.config, context.name, asked, roles.renderer)
     check_positions(roles.model, [ids for _, ids in found], step.max_new_tokens, context.name)
     return found, Rows(len(asked), len(found), len(asked) - len(found))
 

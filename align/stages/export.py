@@ -56,12 +56,20 @@ class Model:
 
 
 def run(context: StageContext) -> StageResult:
-    """Exports the step's policy or reward model into its own folder."""
+    """Exports the step's policy or reward model into its own folder. Of an export that is not
+    proved, no weights are left in it."""
     step = context.step
     made = context.inputs[step.policy]
-    metrics = context.engine.from_main(
-        lambda: _write(made, context.folder, step.merge, step.license)
-    )
+
+    def write() -> dict[str, float]:
+        try:
+            return _write(made, context.folder, step.merge, step.license)
+        except BaseException:
+            for part in PARTS:
+                shutil.rmtree(context.folder / part, ignore_errors=True)
+            raise
+
+    metrics = context.engine.from_main(write)
     own_base = context.folder / "base"
     return StageResult(metrics, base=str(own_base) if own_base.is_dir() else made.base)
 

@@ -19,6 +19,7 @@ from align.config import PPOTrain
 from align.policy import check_positions
 from align.policy_gradient import Optimiser
 from align.progress import tracked
+from align.prompts import asked_prompts, fitting
 from align.proofs import prove_policy
 from align.ptx import load_demonstrations
 from align.rewards import add_reward_roles, make_scorer, value_start
@@ -26,9 +27,8 @@ from align.roles import Roles
 from align.rollout import Roller, Rollout
 from align.stage import StageContext, StageResult
 from align.watch import Watch
-from preference_data import views
 from preference_data.records import Prompt
-from preference_data.rendering import Rendered, RenderingError
+from preference_data.rendering import Rendered
 from reward_models.scalar_head import ScalarHead
 
 SAMPLES_KEPT = 8
@@ -130,22 +130,9 @@ def _add_value(context: StageContext, roles: Roles, start: Path | None) -> None:
 
 def _prompts(context: StageContext, roles: Roles) -> tuple[dict[tuple[int, ...], Prompt], Rows]:
     """The training side's prompts by their ids, and their account."""
-    source = context.step.data
-    every = views.prompts(context.data[source])
-    training, _ = context.split(source, every)
-    found: dict[tuple[int, ...], Prompt] = {}
-    for prompt in training:
-        try:
-            row = roles.renderer.prompt(prompt)
-        except RenderingError:
-            continue
-        if len(row) <= context.step.train.max_prompt_length:
-            found[row] = prompt
-    if not found:
-        raise RuntimeError(
-            f"no prompt of data.{source} fits into max_prompt_length "
-            f"{context.step.train.max_prompt_length}"
-        )
+    training = asked_prompts(context)
+    fits = fitting(context.config, context.name, training, roles.renderer)
+    found = {ids: prompt for prompt, ids in fits}
     check_positions(roles.model, list(found), context.step.train.max_new_tokens, context.name)
     return found, Rows(len(training), len(found), len(training) - len(found))
 

@@ -86,7 +86,8 @@ class TensorBoardTracker:
     def _text(self, name: str, content: str) -> None:
         from tensorboardX.summary import text
 
-        self._write([text(name, content)])
+        # A lone surrogate in a completion is no UTF-8; it becomes a question mark.
+        self._write([text(name, content.encode("utf-8", "replace").decode())])
 
     def _write(self, summaries: Sequence[Any]) -> None:
         """Onto the disk. tensorboardX's SummaryWriter would leave it to a thread, and what is in

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import orjson
 
+from preference_data.counts import counted
 from preference_data.exports import FORMULA_STARTS
 from preference_data.labelling.selection import Question
 from preference_data.quarantine import DataError
@@ -60,8 +61,8 @@ _CONFIG = """\
 def write_labelling_files(questions: Sequence[Question], folder: Path) -> None:
     """Writes the four files into the folder, labels.csv last; each is whole or absent.
 
-    Raises DataError if there is a labels.csv already, which may hold somebody's work, and OSError
-    if a file cannot be written.
+    Raises DataError if there is a labels.csv or a key.jsonl already, and OSError if a file cannot
+    be written.
     """
     check_unused(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,12 +81,14 @@ def write_labelling_files(questions: Sequence[Question], folder: Path) -> None:
 
 
 def check_unused(folder: Path) -> None:
-    """Raises DataError if the folder holds a labels.csv: it may be filled in."""
-    if (folder / LABELS_FILE).exists():
-        raise DataError(
-            f"{folder / LABELS_FILE} is there already and may hold labels. Give another folder, "
-            "or remove it."
-        )
+    """Raises DataError if the folder holds a labels.csv, which may be filled in, or the key.jsonl
+    of questions whose labels are still to come back."""
+    for name, what in ((LABELS_FILE, "hold labels"), (KEY_FILE, "belong to labels elsewhere")):
+        if (folder / name).exists():
+            raise DataError(
+                f"{folder / name} is there already and may {what}. Give another folder, or remove "
+                "it."
+            )
 
 
 def too_long_for_excel(questions: Sequence[Question]) -> int:
@@ -148,7 +151,8 @@ def apply_key(folder: Path, key: Path) -> Joined:
     matched = [(one, question) for one, question in answers if question is not None]
     if not matched:
         raise DataError(
-            f"None of the {len(answers):,} judgements of {folder} answers a question of {key}. "
+            f"None of the {counted(len(answers), 'judgement')} of {folder} answers a question of "
+            f"{key}. "
             "Give the key that was written with the labelling files."
         )
     with record_sink(folder, "preferences") as sink:

@@ -30,6 +30,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from preference_data.counts import counted
 from preference_data.near_duplicates import near_duplicates
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response
@@ -181,7 +182,8 @@ def choose(
     open_pairs = np.flatnonzero(_votes_on(candidates, pairs, earlier) < plan.votes)  # 1
     if not len(open_pairs):
         raise DataError(
-            f"There is no pair to ask: of {len(pairs.prompt)} pairs, people have judged all. Ask "
+            f"There is no pair to ask: of {counted(len(pairs.prompt), 'pair')}, people have "
+            "judged all. Ask "
             "for more votes on each (--votes), or give other answers."
         )
     choice = _Choice(candidates, pairs, plan.max_per_prompt)

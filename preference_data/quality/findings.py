@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from math import log2
 from typing import get_args
 
+from preference_data.counts import counted
 from preference_data.languages import UNKNOWN
 from preference_data.quality.measures import CHOSEN_FIRST, FEW
 from preference_data.quality.report import (
@@ -71,7 +72,7 @@ def _import_findings(imported: Imported | None) -> Iterator[Finding]:
     if faults > MANY_FAULTS * imported.rows_in:
         yield Finding(
             "warning",
-            f"{faults:,} of {_count(imported.rows_in, 'row')} could not be used "
+            f"{faults:,} of {counted(imported.rows_in, 'row')} could not be used "
             f"({reasons_in_words(Counter(imported.faults))}).",
             "Read quarantine.jsonl, correct the file or the mapping, and import again.",
             faults,
@@ -122,7 +123,7 @@ def _annotator_findings(report: QualityReport) -> Iterator[Finding]:
         if flag is not _straight_lines or not report.position.without_order:
             count, names = shown(flag)
             if count:
-                who = _count(count, "annotator")
+                who = counted(count, "annotator")
                 yield Finding("warning", f"{who} {does}: {names}.", remedy, count)
 
 
@@ -197,7 +198,7 @@ def _position_findings(position: PositionBias) -> Iterator[Finding]:
         more = f" and {len(fixed) - 3:,} more" if len(fixed) > 3 else ""
         yield Finding(
             "warning",
-            f"{_count(len(fixed), 'pair')} of models always "
+            f"{counted(len(fixed), 'pair')} of models always "
             f"{'shown' if position.known else 'listed'} in the same order "
             f"({', '.join(fixed[:3])}{more}): a liking for the place looks like one for the model.",
             "Shuffle which model is shown first.",
@@ -231,7 +232,8 @@ def _repeat_findings(repeats: Repeats) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"The annotator had judged the same item before in "
-            f"{_count(repeats.again, 'judgement')}, {repeats.reversed:,} of them in another order.",
+            f"{counted(repeats.again, 'judgement')}, {repeats.reversed:,} of them in another "
+            "order.",
             "Repeats measure consistency; aggregate before training, or these items count twice.",
             repeats.again,
         )
@@ -239,14 +241,14 @@ def _repeat_findings(repeats: Repeats) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"Annotators contradict themselves on the same responses in "
-            f"{_count(repeats.contradictions, 'judgement')}.",
+            f"{counted(repeats.contradictions, 'judgement')}.",
             "Aggregate before training, and look at the annotators who contradict themselves most.",
             repeats.contradictions,
         )
     if repeats.unnamed_again:
         yield Finding(
             "note",
-            f"{_count(repeats.unnamed_again, 'judgement')} without an annotator say the same of "
+            f"{counted(repeats.unnamed_again, 'judgement')} without an annotator say the same of "
             "the same responses as one before.",
             "If they are copies, remove them; if they are votes, import the annotators' names.",
             repeats.unnamed_again,
@@ -255,15 +257,15 @@ def _repeat_findings(repeats: Repeats) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"A winner is named between responses of the same text in "
-            f"{_count(repeats.identical, 'judgement')}.",
+            f"{counted(repeats.identical, 'judgement')}.",
             "Remove them: they teach nothing, and show who does not read.",
             repeats.identical,
         )
     if repeats.cyclic_prompts:
         yield Finding(
             "note",
-            f"Preferences go in a circle under {_count(repeats.cyclic_prompts, 'prompt')} "
-            f"({repeats.cyclic_triangles:,} of {_count(repeats.triangles, 'triple')} of "
+            f"Preferences go in a circle under {counted(repeats.cyclic_prompts, 'prompt')} "
+            f"({repeats.cyclic_triangles:,} of {counted(repeats.triangles, 'triple')} of "
             "responses).",
             "No score can satisfy a circle: have these pairs judged again, or aggregate with "
             "Bradley-Terry.",
@@ -275,17 +277,17 @@ def _leak_findings(found: SplitLeaks) -> Iterator[Finding]:
     if found.shared or found.shared_nearly:
         yield Finding(
             "error",
-            f"The given split has {_count(found.shared or 0, 'first user turn')} on both sides, "
-            f"and {_count(found.shared_nearly or 0, 'group')} of near duplicates; "
-            f"{_count(found.held_out_judgements, 'held-out judgement')} are not unseen.",
+            f"The given split has {counted(found.shared or 0, 'first user turn')} on both sides, "
+            f"and {counted(found.shared_nearly or 0, 'group')} of near duplicates; "
+            f"{counted(found.held_out_judgements, 'held-out judgement')} are not unseen.",
             "Remove these judgements from one side, or the given split, and split by prompt.",
             found.held_out_judgements,
         )
     elif found.clusters:
         yield Finding(
             "note",
-            f"{_count(found.near_duplicates, 'first user turn')} say almost the same as another "
-            f"one ({_count(found.clusters, 'group')}).",
+            f"{counted(found.near_duplicates, 'first user turn')} say almost the same as another "
+            f"one ({counted(found.clusters, 'group')}).",
             "Keep each group on one side of the split, or keep one prompt of each.",
             found.near_duplicates,
         )
@@ -312,7 +314,7 @@ def _personal_findings(found: PersonalData) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"What looks like personal data or a secret is in "
-            f"{_count(found.judgements, 'judgement')}; different texts by kind: "
+            f"{counted(found.judgements, 'judgement')}; different texts by kind: "
             f"{reasons_in_words(Counter(found.found))}.",
             "Import again with --personal-data mask or drop: a model may repeat what it was "
             "trained on.",
@@ -322,7 +324,7 @@ def _personal_findings(found: PersonalData) -> Iterator[Finding]:
         count = sum(found.annotators.values())
         yield Finding(
             "warning",
-            f"The names of {_count(count, 'annotator')} are personal data "
+            f"The names of {counted(count, 'annotator')} are personal data "
             f"({reasons_in_words(Counter(found.annotators))}).",
             "Replace the names by pseudonyms with a key that stays with you.",
             count,
@@ -333,8 +335,9 @@ def _truncation_findings(found: Truncation) -> Iterator[Finding]:
     if found.too_long:
         yield Finding(
             "error" if found.too_long > MANY_FAULTS * found.judgements else "warning",
-            f"{found.too_long:,} of {_count(found.judgements, 'judgement')} would not be trained "
-            f"on, being longer than {found.max_length:,} tokens; in {found.answer_lost:,} of them "
+            f"{found.too_long:,} of {counted(found.judgements, 'judgement')} would not be trained "
+            f"on, being longer than {counted(found.max_length, 'token')}; in "
+            f"{found.answer_lost:,} of them "
             "the prompt leaves no room for an answer.",
             f"Set max_length to {found.enough_for_99:,} to keep 99 %, or shorten the prompts.",
             found.too_long,
@@ -342,16 +345,11 @@ def _truncation_findings(found: Truncation) -> Iterator[Finding]:
     if found.not_rendered:
         yield Finding(
             "warning",
-            f"This tokenizer's template refuses {_count(found.not_rendered, 'judgement')}, which "
+            f"This tokenizer's template refuses {counted(found.not_rendered, 'judgement')}, which "
             "would not be trained on.",
             "Look for control tokens in their text, and remove them or the judgements.",
             found.not_rendered,
         )
-
-
-def _count(n: int, noun: str) -> str:
-    """As in "1 row" and "1,200 rows"."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def percent(share: float) -> str:

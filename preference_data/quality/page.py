@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preference_data.counts import counted, verb
 from preference_data.figures import BLUE, INK, LINE, SOFT, svg
 from preference_data.quality.findings import percent
 from preference_data.quality.measures import FEW
@@ -72,7 +73,7 @@ def write_page(report: QualityReport, path: Path) -> None:
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html.jinja").render(
-        report=report, tables=tables(report), figures=figures(report)
+        report=report, tables=tables(report), figures=figures(report), counted=counted
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -138,8 +139,10 @@ def _agreement(found: Agreement | None) -> Table | None:
         "Agreement",
         ("measure", "value", "95 % interval"),
         rows,
-        f"{found.shared:,} of {found.items:,} pairs have several verdicts; {found.annotators:,} "
-        "annotators. 1 is perfect; 0 is chance, but for the share of equal verdicts.",
+        f"{found.shared:,} of {counted(found.items, 'pair')} "
+        f"{verb(found.shared, 'has', 'have')} several verdicts; "
+        f"{counted(found.annotators, 'annotator')}. 1 is perfect; 0 is chance, but for the share "
+        "of equal verdicts.",
     )
 
 
@@ -193,7 +196,7 @@ def _position(position: PositionBias) -> Table | None:
         "Position",
         ("", "share", "95 % interval"),
         [("the first response wins", percent(rate.value), _ends_in_percent(rate))],
-        f"{position.judgements:,} decided judgements, {order}.",
+        f"{counted(position.judgements, 'decided judgement')}, {order}.",
     )
 
 

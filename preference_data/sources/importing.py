@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from preference_data.counts import counted, verb
 from preference_data.quarantine import DataError, Quarantine, Rejected, reasons_in_words
 from preference_data.records import SCHEMA_VERSION, Judgement
 from preference_data.sources.carriers.files import Reading, content_hash, find_files
@@ -191,7 +192,10 @@ def read_preferences(
     _check_usable(str(path), len(judgements), quarantine, max_quarantined)
     if quarantine.rows:
         reasons = reasons_in_words(quarantine.by_reason)
-        reading.note(f"{quarantine.rows} rows of {path} were left out ({reasons}).")
+        reading.note(
+            f"{counted(quarantine.rows, 'row')} of {path} "
+            f"{verb(quarantine.rows, 'was', 'were')} left out ({reasons})."
+        )
     for sentence in reading.notes:
         warnings.warn(sentence, stacklevel=2)
     return judgements
@@ -223,10 +227,11 @@ def _check_usable(path: str, usable: int, quarantine: Quarantine, allowed: float
     rows_in = usable + quarantine.rows
     if quarantine.first is None or (usable and quarantine.faults <= allowed * rows_in):
         return
-    found = f"None of the {rows_in} rows of {path} can be used"
+    found = f"None of the {counted(rows_in, 'row')} of {path} can be used"
     if usable:
         found = (
-            f"{quarantine.faults} of {rows_in} rows of {path} cannot be used, more than the "
+            f"{quarantine.faults} of {counted(rows_in, 'row')} of {path} cannot be used, more "
+            "than the "
             f"{allowed:.2%} that max_quarantined allows"
         )
     reasons = reasons_in_words(quarantine.by_reason)

@@ -17,16 +17,8 @@ ANSWERS = ["The capital of France is Paris.", "cold", "I do not know that."]
 
 
 @pytest.fixture
-def model(make_roles: Callable[..., Any], shake: Callable[..., None], tmp_path: Path) -> Path:
-    """The folder of a reward step: adapter and head away from their start."""
-    from reward_models.scalar_head import ScalarHead, Scoring
-
-    roles = make_roles()
-    roles.add("reward", fresh=True, trainable=True, head=ScalarHead(32))
-    shake(roles.parameters_of("reward"))
-    scoring = Scoring(roles.renderer.fingerprint(), max_length=64)
-    roles.save("reward", tmp_path / "reward", scoring)
-    return tmp_path / "reward"
+def model(save_reward: Callable[..., Path]) -> Path:
+    return save_reward()
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -86,6 +78,8 @@ def test_rm_bench_is_shown_by_style(model: Path, tmp_path: Path, capsys: Any):
         (["none", "{rows}"], "none: there is no such folder."),
         (["{model}", "{rows}", "--layout", "x"], "'x' is no layout of a benchmark; there are auto, "),
         (["{model}", "{rows}", "--output", "no/folder/x.json"], "--output: there is no folder no/folder."),
+        (["{model}", "{rows}", "--output", "{rows}"], "--output: {rows} is there already; --force replaces it."),
+        (["{model}", "{rows}", "--force"], "--force has no effect without --output; leave it out."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_a_sentence_and_code_2(
@@ -94,4 +88,4 @@ def test_what_is_wrong_is_a_sentence_and_code_2(
     row = {"prompt": QUESTION, "chosen": "a", "rejected": "b"}
     places = {"model": tmp_path, "rows": write(tmp_path / "rows.jsonl", row)}
     assert main(["benchmark", *(word.format(**places) for word in arguments)]) == 2
-    assert capsys.readouterr().err.startswith(message)
+    assert capsys.readouterr().err.startswith(message.format(**places))

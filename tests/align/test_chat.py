@@ -13,7 +13,7 @@ import torch
 from align.chat import Conversation, Pieces, Sampling, Voice, names_of, printable
 from align.chat_session import Session
 from align.config import ConfigError
-from align.policy import load_for_chat
+from align.policy import load_policy, respond, uniforms
 
 FRANCE = "What is the capital of France?"
 HOT = "What is the opposite of hot?"
@@ -43,15 +43,16 @@ def voice(policies: Path) -> Voice:
 
 
 def test_an_answer_is_that_of_the_same_seed_piece_by_piece(policies: Path, voice: Voice):
-    """As `load_for_chat` has always drawn it: the first answer with the numbers of seed 1."""
-    chat = load_for_chat(policies / "one", max_new_tokens=24, temperature=0.7)
+    """The first answer is drawn with the numbers of seed 1, the second with those of seed 2."""
+    model, renderer = load_policy(policies / "one")
     turns = [{"role": "user", "content": FRANCE}]
     sampling = Sampling(0.7, 24)
     for number in (1, 2):
         pieces: list[str] = []
         ids = voice.ids(turns, 24)
         text = voice.answer(ids, sampling.draws(number), 0.7, pieces.append)
-        assert text == chat.reply(turns) == "".join(pieces)
+        [expected] = respond(model, [ids], uniforms(number, 1, 24), renderer, 0.7)
+        assert text == renderer.decode(expected.ids) == "".join(pieces)
         assert len(pieces) > 1
 
 
@@ -105,6 +106,8 @@ def test_the_oldest_turns_go_when_the_context_is_full(
     with pytest.raises(ValueError, match="more than the"):
         conversation.ask(HOT * 3, Sampling(0.7, 8).draws(3), 0.7, lambda piece: None)
     assert conversation.turns[-2]["content"] == HOT
+    conversation.undo()
+    assert [turn["content"] for turn in conversation.messages[:2]] == ["Be brief.", FRANCE]
 
 
 def test_undo_takes_back_what_was_said_last(voice: Voice):

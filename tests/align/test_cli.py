@@ -456,6 +456,12 @@ def test_inspect_writes_the_quality_page_where_it_is_told(
     assert main(["inspect", str(folder), "--html", str(page)]) == 0
     assert lines(capsys.readouterr().out)[-1] == f"Page: {page}"
     assert "1 of 4 rows could not be used" in page.read_text(encoding="utf-8")
+    page.write_text("work")
+    assert main(["inspect", str(folder), "--html", str(page)]) == 2
+    assert capsys.readouterr().err == f"--html: {page} is there already; --force replaces it.\n"
+    assert page.read_text() == "work"
+    assert main(["inspect", str(folder), "--html", str(page), "--force"]) == 0
+    assert "1 of 4 rows could not be used" in page.read_text(encoding="utf-8")
 
 
 def test_inspect_prints_the_quality_as_json_alone(imported: tuple[Path, str], capsys: Any):
@@ -484,6 +490,7 @@ def test_inspect_counts_what_is_too_long_for_a_base(
     [
         (["--max-length", "9"], "--base and --max-length go together; give both or neither."),
         (["--base", "x"], "--base and --max-length go together; give both or neither."),
+        (["--force"], "--force has no effect without --html; leave it out."),
         (["--json"], "FOLDER holds no judgements, so that there is no quality to report."),
         (["--html", "x"], "FOLDER holds no judgements, so that there is no quality to report."),
     ],
@@ -574,7 +581,7 @@ def judged(tmp_path: Path) -> Path:
 
 def converted(folder: Path, *options: str) -> list[dict[str, Any]]:
     output = folder / "rows.jsonl"
-    assert main(["convert", str(folder), str(output), *options]) == 0
+    assert main(["convert", str(folder), str(output), "--force", *options]) == 0
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
@@ -583,12 +590,51 @@ def test_convert_marks_what_is_held_out_and_says_so(judged: Path, capsys: Any):
     assert [row["split"] for row in converted(judged)] == ["train", "test", None]
     assert capsys.readouterr().out.splitlines() == [
         f"3 rows: {judged / 'rows.jsonl'}",
-        "1 of them are held out: their column split says test or validation. --split train leaves "
+        "1 of them is held out: their column split says test or validation. --split train leaves "
         "them out.",
     ]
     assert [row["split"] for row in converted(judged, "--split", "train")] == ["train", None]
     assert [row["split"] for row in converted(judged, "--split", "test")] == ["test"]
     assert "held out" not in capsys.readouterr().out
+
+
+def test_convert_replaces_a_file_only_where_that_is_said(judged: Path, capsys: Any):
+    """Those of the data folder itself not even then."""
+    output, own = judged / "rows.jsonl", judged / "judgements.jsonl"
+    output.write_text("work")
+    before = own.read_bytes()
+    capsys.readouterr()
+    assert main(["convert", str(judged), str(output)]) == 2
+    assert capsys.readouterr().err == f"OUTPUT: {output} is there already; --force replaces it.\n"
+    assert main(["convert", str(judged), str(own), "--force"]) == 2
+    assert capsys.readouterr().err == (
+        f"OUTPUT: {own} is the data folder's own; name another file.\n"
+    )
+    assert (output.read_text(), own.read_bytes()) == ("work", before)
+    assert len(converted(judged)) == 3
+
+
+def test_import_replaces_an_earlier_one_only_where_that_is_said(
+    judged: Path, tmp_path: Path, capsys: Any
+):
+    command = ["import", str(tmp_path / "labels.csv"), "--output", str(judged)]
+    before = (judged / "judgements.jsonl").read_bytes()
+    (tmp_path / "labels.csv").write_text("prompt,response_a,response_b,label\np,x,y,A\n")
+    capsys.readouterr()
+    assert main(command) == 2
+    there = judged / "import.json"
+    assert capsys.readouterr().err == f"--output: {there} is there already; --force replaces it.\n"
+    assert (judged / "judgements.jsonl").read_bytes() == before
+    assert main([*command, "--force"]) == 0
+    assert capsys.readouterr().out.startswith("1 row in, 1 out, 0 quarantined")
+
+
+def test_an_import_that_failed_can_be_repeated(tmp_path: Path):
+    (tmp_path / "labels.csv").write_text("prompt,response_a,response_b,label\np,x,y,C\n")
+    command = ["import", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "data")]
+    assert main(command) == 2
+    (tmp_path / "labels.csv").write_text("prompt,response_a,response_b,label\np,x,y,A\n")
+    assert main(command) == 0
 
 
 def test_convert_leaves_out_what_is_weaker(judged: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,23 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import write_lines, write_object
 
 from align.cli import main
 from align.compare import Comparison, Value, compare
 from align.config import ConfigError
-
-
-def _load() -> Any:
-    path = Path(__file__).parents[1] / "run_folders.py"
-    spec = importlib.util.spec_from_file_location("run_folders", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run_folders = _load()
-write_lines, write_object = run_folders.write_lines, run_folders.write_object
 
 RATE = "evaluate/gold/win_rate/ppo_vs_sft"
 
@@ -195,6 +182,27 @@ def test_a_reward_model_of_another_making_is_another_judge(tmp_path: Path):
     )
     artifact(runs[1], "evaluate", {}, inputs={"reward": "1" * 16})
     assert [rate.judge for rate in compare(runs).win_rates] == ["gold", "reward"]
+
+
+def test_a_function_that_was_changed_is_another_judge(tmp_path: Path):
+    """The same file and name, but another content when the run's evaluation was made. It is the
+    second judge of one run and the first of the other."""
+    judge = {"function": "score.py:short"}
+    one = make(tmp_path / "a", {"ppo": [1.0]}, judges=["gold", judge])
+    two = make(tmp_path / "b", {"ppo": [1.0]}, judges=[judge, "gold"])
+    for run in (one, two):
+        row = {"prompt": "p0", "policy": "ppo", "completion": "", "gold": 0, "short": 1}
+        write_lines(run / "evaluate/samples.jsonl", [row])
+    artifact(one, "evaluate", {}, files={"judges[1]": "1" * 16})
+    artifact(two, "evaluate", {}, files={"judges[0]": "1" * 16})
+    assert {rate.judge for rate in compare([one, two]).win_rates} == {"gold", "short"}
+    artifact(two, "evaluate", {}, files={"judges[0]": "2" * 16})
+    found = compare([one, two])
+    assert [rate.judge for rate in found.win_rates] == ["gold"]
+    assert (
+        "The judge short is not the same in both, so no win rates by it between a and b."
+        in found.remarks
+    )
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path):

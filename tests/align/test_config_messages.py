@@ -44,12 +44,20 @@ QUOTES = "it must be text; put it in quotes if it is meant as text."
 UNKNOWN_KEY = {
     "sed=3": "sed is not a known key; did you mean 'seed'? Allowed here: base, data, deepspeed, "
     "lora, name, near_duplicates, output_dir, seed, steps, tracking, world.",
-    "lora.rank=3": "lora.rank is not a known key. Allowed here: alpha, dropout, r, target_modules.",
+    "lora.rank=3": "lora.rank is not a known key; did you mean 'r'? Allowed here: alpha, dropout, r, "
+    "target_modules.",
+    "lora.layers=3": "lora.layers is not a known key. Allowed here: alpha, dropout, r, "
+    "target_modules.",
     "steps.sft.train.learning_rat=1": "steps.sft.train.learning_rat is not a known key; did you "
     f"mean 'learning_rate'? Allowed here: {TRAIN_OPTIONS}.",
-    "steps.sft.policy=base": "steps.sft.policy is not a known key. "
-    "Allowed here: data, init, kind, seed, train.",
-    "steps.reward.reward=1": "steps.reward.reward is not a known key. "
+    "steps.sft.policy=base": "steps.sft.policy is not a known key; policy belongs to steps of kind "
+    "dpo, export, ppo. Allowed here: data, init, kind, seed, train.",
+    "steps.dpo.init=sft": "steps.dpo.init is not a known key; init belongs to steps of kind reward, "
+    "sft. Allowed here: data, kind, policy, seed, train.",
+    "steps.export.train={}": "steps.export.train is not a known key; train belongs to steps of kind "
+    "dpo, ppo, pretrain, reward, sft. Allowed here: kind, license, merge, policy, seed.",
+    "steps.reward.reward=1": "steps.reward.reward is not a known key; reward belongs to steps of "
+    "kind ppo. "
     "Allowed here: data, ensemble, init, kind, overfit_check, require, seed, train.",
     "steps.ppo.train.gae.lambda_=1": "steps.ppo.train.gae.lambda_ is not a known key; did you mean "
     "'lambda'? Allowed here: gamma, lambda.",
@@ -219,6 +227,40 @@ def message_of(change: str) -> str:
         override(tree, change)
         build_config(tree)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "end"),
+    [
+        ("steps.dpo.train.learning_rte", "; did you mean 'learning_rate'?"),
+        ("steps.dpo.train.bata", "; did you mean 'beta'?"),
+        ("steps.dpo.plicy", "; did you mean 'policy'?"),
+        ("steps.evaluate.policy", "; did you mean 'policies'?"),
+        ("steps.ppo.train.kl.coeficient", "; did you mean 'coefficient'?"),
+        ("ouput_dir", "; did you mean 'output_dir'?"),
+        ("lora.lora_alpha", "; did you mean 'alpha'?"),
+        ("base.model_name_or_path", "; did you mean 'model'?"),
+        ("steps.sft.train.epochs", "; did you mean 'num_train_epochs'?"),
+        ("steps.ppo.train.num_epochs", "; did you mean 'epochs'?"),
+        ("steps.sft.train.batch_size", "; did you mean 'train_batch_size'?"),
+        ("steps.sft.train.warmup_ratio", "; did you mean 'warmup_steps'?"),
+        ("steps.ppo.train.kl_coef", "; did you mean 'kl'?"),
+        ("steps.ppo.train.kl.kl_coef", "; did you mean 'coefficient'?"),
+        ("steps.sft.train.beta", "; beta belongs to steps of kind dpo."),
+        ("steps.dpo.train.gae", "; gae belongs to steps of kind ppo."),
+        ("steps.sft.judges", "; judges belongs to steps of kind evaluate."),
+        ("steps.dpo.dropout", "."),
+        ("steps.sft.optimizer", "."),
+        ("base.init", "."),
+        ("data.text.train", "."),
+        ("tracking.data", "."),
+    ],
+)
+def test_an_unknown_key_is_taken_for_what_was_meant_or_for_nothing(key: str, end: str):
+    start, _, rest = message_of(f"{key}=1").partition(
+        f"{key} is not a known key{end} Allowed here: "
+    )
+    assert (start, bool(rest)) == ("", True)
 
 
 def test_the_unchanged_configuration_is_right():

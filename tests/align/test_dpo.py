@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_runs import TWO_LAYERS, world_of
 
 from align import dpo_losses, reference_cache
 from align.config import Base, ConfigError, DPOTrain, Lora, build_config
@@ -34,19 +35,10 @@ def tree(folder: Path, **steps: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": "dpo",
         "output_dir": str(folder),
-        "base": {
-            "architecture": {
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "vocab_size": 400,
-            }
-        },
+        "base": {"architecture": dict(TWO_LAYERS)},
         "lora": {"r": 4, "alpha": 8, "dropout": 0.2},
         "near_duplicates": None,
-        "world": {"documents": 30, "demonstrations": 30, "items": 40, "prompts": 30},
+        "world": world_of(30, items=40),
         "data": {"labels": {"path": "builtin:labels", "test_fraction": 0.3}},
         "steps": {
             name: {"kind": "dpo", "data": "labels", "train": {**TRAIN, **train}}

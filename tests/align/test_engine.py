@@ -6,16 +6,13 @@ Run as a script, this file is one rank of `test_two_processes_train_what_one_doe
 from __future__ import annotations
 
 import math
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import launchers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,9 +24,6 @@ from align.engine import Engine
 from align.process_group import wait_for_all
 from align.schedules import SCHEDULES
 from align.training import NonFiniteError, ParameterGroup, Training
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 # --- schedules ------------------------------------------------------------------------------------
 
@@ -269,26 +263,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path):
     Also: gather keeps the order, from_main is rank 0's on both, and an error of rank 0's reaches
     both instead of leaving one waiting.
     """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path / f"{rank}.pt")],
-            env={
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in ranks:
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, output
+    for ended in launchers.run_ranks(__file__, tmp_path):
+        assert ended.code == 0, ended.text
     alone = train_rows(Engine())
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
@@ -336,9 +312,9 @@ def training_of_engine(engine: Engine, module: nn.Module) -> Training:
     )
 
 
-def _one_rank(path: str) -> None:
+def _one_rank() -> None:
     engine = Engine()
-    torch.save({**train_rows(engine), **_errors(engine)}, path)
+    torch.save({**train_rows(engine), **_errors(engine)}, f"{engine.rank}.pt")
     engine.close()
 
 
@@ -399,4 +375,4 @@ def test_deepspeed_files_that_cannot_be_honoured(text: str | None, sentence: str
 
 
 if __name__ == "__main__":
-    _one_rank(sys.argv[1])
+    _one_rank()

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import ONE_LAYER, world_of
+from step_files import metrics_of
 
 from align.config import Config, ConfigError, build_config
 from align.members import _accuracies, bootstrapped, members_of
@@ -44,14 +46,9 @@ def tree(folder: Path | str, ensemble: Any, **more: Any) -> dict[str, Any]:
     return {
         "name": "together",
         "output_dir": str(folder),
-        "base": {
-            "architecture": {
-                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300,
-            }
-        },
+        "base": {"architecture": ONE_LAYER},
         "lora": {"r": 2, "alpha": 4, "dropout": 0.2},
-        "world": {"documents": 30, "demonstrations": 30, "items": 30, "prompts": 30},
+        "world": world_of(30),
         "data": {
             "labels": {"path": "builtin:labels"},
             **({"prompts": {"path": "builtin:prompts", "test_fraction": 0.3}} if "ppo" in more else {}),
@@ -73,15 +70,6 @@ def evaluate(*judges: Any) -> dict[str, Any]:
         "judges": list(judges), "prompts": 4, "max_new_tokens": 6, "preferences": "labels",
         "bootstrap": 20,
     }  # fmt: skip
-
-
-def metrics_of(step: Path) -> list[dict[str, Any]]:
-    """The lines of a step without what a clock measures."""
-    rows = [json.loads(line) for line in (step / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {n: v for n, v in row.items() if n != "time" and "second" not in n and n[:5] != "time/"}
-        for row in rows
-    ]
 
 
 def weights_of(step: Path) -> dict[str, bytes]:

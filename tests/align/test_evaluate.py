@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_runs import TWO_LAYERS, world_of
 
 from align.config import build_config
 from align.pipeline import Pipeline
@@ -15,17 +16,12 @@ from align.report_card import judged_of
 from align.stages import evaluate
 from reward_models.report_card import Judged
 
-ARCHITECTURE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 400,
-}  # fmt: skip
-
 
 def tree(folder: Path) -> dict[str, Any]:
     train = {"max_steps": 2, "train_batch_size": 8, "learning_rate": 1e-3, "max_length": 512}
     return {
-        "name": "judges", "output_dir": str(folder), "base": {"architecture": ARCHITECTURE},
-        "world": {"documents": 30, "demonstrations": 30, "items": 120, "prompts": 30},
+        "name": "judges", "output_dir": str(folder), "base": {"architecture": TWO_LAYERS},
+        "world": world_of(30, items=120),
         "data": {
             "demonstrations": {"path": "builtin:demonstrations"},
             "labels": {"path": "builtin:labels", "test_fraction": 0.5},

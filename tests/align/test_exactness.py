@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from small_models import GPT, GROUPED, SMALL, VOCABULARY
 from torch import Tensor
 
 from align.base import load_base
@@ -28,17 +29,6 @@ from preference_data.rendering import Renderer
 from reward_models.losses import bradley_terry
 from reward_models.scalar_head import ScalarHead
 
-VOCABULARY = 400
-"""At least as many as the tokenizer's."""
-SMALL: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": VOCABULARY,
-    "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 1,
-}  # fmt: skip
-GROUPED = {**SMALL, "num_key_value_heads": 1}
-GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 64,
-       "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-       "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**SMALL, "num_key_value_heads": 2}),
     "llama, tied": ("llama", {**GROUPED, "tie_word_embeddings": True}),

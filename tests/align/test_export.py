@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,15 +228,15 @@ def test_the_settings_are_those_that_a_step_was_made_with(run_dir: Path):
     assert "is the reward that ppo was optimised for" not in card
 
 
-def test_no_folder_of_the_machine_is_shown():
+def test_no_folder_of_the_machine_is_shown(tmp_path: Path):
     from align.model_card import shown
 
     for recorded, told in (
-        ("/home/me/score.py:name", "score.py:name"),
-        ("output_dir=/home/me/runs/a", "output_dir=a"),
+        (f"{tmp_path}/score.py:name", "score.py:name"),
+        (f"output_dir={tmp_path}/runs/a", "output_dir=a"),
         ("{'url': 'http://judge:80/a/b'}", "{'url': 'http://judge:80/a/b'}"),
         ("{'model': '/models/x', 'weight': 0.5}", "{'model': 'x', 'weight': 0.5}"),
-        ("file:///home/me/score.py", "score.py"),
+        (f"file://{tmp_path}/score.py", "score.py"),
         ("Qwen/Qwen2.5-0.5B configs/a.yaml", "Qwen/Qwen2.5-0.5B configs/a.yaml"),
     ):
         assert shown(recorded) == told
@@ -306,6 +307,29 @@ def test_a_copy_that_computes_something_else_is_not_kept(
     with pytest.raises(UnprovedSave, match=r"adapter: logits differ by [0-9.]+ from those"):
         export_folder(run_dir / "ppo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_proves_nothing_leaves_no_weights(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its folder stays, with what else is in it."""
+    from align.stages import export
+
+    def refused(*_: Any) -> float:
+        raise UnprovedSave("the logits differ")
+
+    folder = run_dir / "export"
+    folder.mkdir()
+    (folder / "alerts.jsonl").touch()
+    made = Artifact.load(run_dir / "ppo")
+    context: Any = SimpleNamespace(
+        step=SimpleNamespace(policy="ppo", merge=False, license=None), inputs={"ppo": made},
+        folder=folder, engine=SimpleNamespace(from_main=lambda make: make()),
+    )  # fmt: skip
+    monkeypatch.setattr(export, "compare", refused)
+    with pytest.raises(UnprovedSave):
+        export.run(context)
+    assert [path.name for path in folder.iterdir()] == ["alerts.jsonl"]
 
 
 def test_a_merge_that_computes_something_else_is_not_kept(

@@ -21,11 +21,13 @@ from align.stages.export import export_folder
 from reward_models import RewardModel
 from reward_models.scalar_head import ScalarHead, Scoring
 
+FOLDER = "/of/ada"
+"""Of what the labels were read from: no card names it."""
 CONFIG = {
     "base": {"model": "builtin:tiny", "revision": None},
     "lora": {"r": 4, "alpha": 8.0},
     "seed": 5,
-    "data": {"labels": {"test_fraction": 0.25, "path": "/home/somebody/labels.csv"}},
+    "data": {"labels": {"test_fraction": 0.25, "path": f"{FOLDER}/labels.csv"}},
     "steps": {"reward": {"kind": "reward", "data": "labels", "init": "base"}},
 }
 METRICS = {
@@ -48,7 +50,7 @@ def make_run(tmp_path: Path, tiny_folder: Path, make_roles: Any, shake: Any) -> 
         config = CONFIG if lora else {**CONFIG, "lora": None}
         write_json(run / "run.json", {"name": "rivers", "config": config, "command": "align run"})
         report = {
-            "files": ["/home/somebody/labels.csv"], "format": "table", "limit": None,
+            "files": [f"{FOLDER}/labels.csv"], "format": "table", "limit": None,
             "rows_in": 40, "rows_out": 39, "rows_quarantined": 1, "by_reason": {"empty": 1},
         }  # fmt: skip
         write_json(run / "data/labels/import.json", report)
@@ -164,7 +166,7 @@ def test_the_card_tells_what_the_step_measured(make_run: Make, tmp_path: Path):
         "{{ 'Question: ' + message['content']",
     ):
         assert fact in card
-    assert "/home/somebody" not in card and str(tmp_path) not in card
+    assert FOLDER not in card and str(tmp_path) not in card
 
 
 @pytest.mark.parametrize("harm", ["head", "adapter"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
+from small_models import GPT, GROUPED
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -23,15 +24,7 @@ from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
 from reward_models.scalar_head import ScalarHead
 
-LLAMA: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 400,
-    "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
-}  # fmt: skip
-GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 400, "n_positions": 64,
-        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-        "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
-FAMILIES: dict[str, dict[str, Any]] = {"llama": LLAMA, "gpt2": GPT2}
+FAMILIES: dict[str, dict[str, Any]] = {"llama": GROUPED, "gpt2": GPT}
 GPT2_SAYS = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # peft sets it
 BATCH = pack(
     [

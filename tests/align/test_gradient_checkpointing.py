@@ -6,13 +6,15 @@ be computed again with, and nobody would hear of it. One test falls into it on p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_models import GPT, GROUPED, SMALL, VOCABULARY
+from small_runs import TWO_LAYERS, world_of
+from step_files import metrics_of
 from torch import Tensor
 
 from align import adapters
@@ -30,17 +32,7 @@ from reward_models.scalar_head import ScalarHead
 
 MakeRoles = Callable[..., Roles]
 
-VOCABULARY = 400
-SMALL: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": VOCABULARY,
-    "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 1,
-}  # fmt: skip
-GROUPED = {**SMALL, "num_key_value_heads": 1}
 SIX_LAYERS = {**GROUPED, "num_hidden_layers": 6}
-GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 64,
-       "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-       "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
 OPT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 48,
        "vocab_size": VOCABULARY, "max_position_embeddings": 64, "word_embed_proj_dim": 32,
        "dropout": 0.5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
@@ -393,16 +385,10 @@ def pipeline(folder: Path, lora: dict[str, Any] | None, on: bool) -> Pipeline:
     tree = {
         "name": "steps",
         "output_dir": str(folder),
-        "base": {
-            "gradient_checkpointing": on,
-            "architecture": {
-                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 400,
-            },
-        },
+        "base": {"gradient_checkpointing": on, "architecture": TWO_LAYERS},
         "lora": lora,
         "near_duplicates": None,
-        "world": {"documents": 30, "demonstrations": 30, "items": 40, "prompts": 30},
+        "world": world_of(30, items=40),
         "data": {
             "text": {"path": "builtin:text"},
             "demonstrations": {"path": "builtin:demonstrations"},
@@ -422,16 +408,6 @@ def pipeline(folder: Path, lora: dict[str, Any] | None, on: bool) -> Pipeline:
         },
     }  # fmt: skip
     return Pipeline(build_config(tree))
-
-
-def logged(folder: Path, step: str) -> list[dict[str, float]]:
-    """The step's lines, times aside."""
-    lines = map(json.loads, (folder / step / "metrics.jsonl").read_text().splitlines())
-    aside = ("time", "train/tokens_per_second")
-    return [
-        {k: v for k, v in line.items() if k not in aside and not k.startswith("time/")}
-        for line in lines
-    ]
 
 
 @pytest.fixture
@@ -461,7 +437,7 @@ def test_every_step_trains_to_the_same_numbers(
     pipeline(tmp_path / "on", lora, on=True).run()
     assert min(passes.values()) > 0
     for step in ("pretrain", "sft", "reward", "dpo", "ppo"):
-        ours, theirs = logged(tmp_path / "on", step), logged(tmp_path / "off", step)
+        ours, theirs = metrics_of(tmp_path / "on" / step), metrics_of(tmp_path / "off" / step)
         assert len(ours) == len(theirs) > 0
         for mine, other in zip(ours, theirs, strict=True):
             assert mine == pytest.approx(other, rel=1e-6, abs=1e-6, nan_ok=True), step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hub_server import TOKEN, serve
 
 from align.artifacts import Artifact, write_json
 from align.cli import main
@@ -24,7 +24,6 @@ from reward_models.scalar_head import ScalarHead, Scoring
 # huggingface_hub calls its HTTP client by an old name when it uploads a large file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
-TOKEN = "hf_tested"
 FILES = {"README.md": b"---\ntags: [a]\n---\nCard", "adapter_config.json": b"{}"}
 LARGE = {"adapter_model.safetensors": b"12345678" * 4096, "merged/model.safetensors": b"x" * 9999}
 
@@ -33,24 +32,13 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def hub_server() -> Any:
-    path = Path(__file__).parent / "hub_server.py"
-    spec = importlib.util.spec_from_file_location("hub_server", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hub_server"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def hub(hub_server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """The hub that the client talks to here, with a token that may write to `me/`."""
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    with hub_server.serve() as server:
+    with serve() as server:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import builtin
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from align import base as base_module
@@ -313,11 +314,7 @@ def configured(base: Path | str, **changes: Any) -> Config:
         "output_dir": "nowhere",
         "base": {"model": str(base)},
         "lora": {"r": 4},
-        "data": {
-            "demonstrations": {"path": "builtin:demonstrations"},
-            "labels": {"path": "builtin:labels"},
-            "prompts": {"path": "builtin:prompts"},
-        },
+        "data": builtin("demonstrations", "labels", "prompts"),
         "steps": {
             "sft": {"kind": "sft", "data": "demonstrations"},
             "reward": {"kind": "reward", "data": "labels", "init": "sft"},

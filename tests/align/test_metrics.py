@@ -6,7 +6,6 @@ No network: the modules are loaded from the folder, with caches in a temporary o
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_path import load_module
 
 from align import metrics
 from align.metrics.replies import distinct_n, win_rate
@@ -345,12 +345,10 @@ def test_without_the_toolkit_a_module_says_what_to_install(
     """As `evaluate` would load it where no `align` is; its own sentence, not that of evaluate's
     scanner, which names the package of the import."""
     monkeypatch.setitem(sys.modules, "align.metrics.inputs", None)
-    spec = importlib.util.spec_from_file_location("alone", metrics.path(name) / f"{name}.py")
-    assert spec is not None and spec.loader is not None
     with pytest.raises(
         ModuleNotFoundError, match=rf"^{name} is a part of align-toolkit and needs it installed"
     ):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        load_module(metrics.path(name) / f"{name}.py")
 
 
 def test_nothing_is_imported_before_a_metric_is_loaded():

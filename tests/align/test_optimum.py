@@ -8,30 +8,14 @@ purpose.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import enumerable
 import pytest
 import torch
 
 SEEDS = (1, 2)
-
-
-def _load() -> ModuleType:
-    path = Path(__file__).parents[1] / "enumerable.py"
-    spec = importlib.util.spec_from_file_location("enumerable", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["enumerable"] = module  # where its dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
-
-
-enumerable = _load()
 
 
 @pytest.fixture(scope="module", params=SEEDS, ids=lambda seed: f"world{seed}")

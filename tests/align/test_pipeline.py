@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import TWO_LAYERS, world_of
 
 from align.config import Config, ConfigError, build_config
 from align.pipeline import Pipeline, StepError
@@ -29,18 +30,9 @@ def tree(folder: Path, **changes: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "name": "small",
         "output_dir": str(folder),
-        "base": {
-            "architecture": {
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "vocab_size": 400,
-            }
-        },
+        "base": {"architecture": dict(TWO_LAYERS)},
         "lora": {"r": 4, "alpha": 8},
-        "world": {"documents": 60, "demonstrations": 60, "items": 60, "prompts": 60},
+        "world": world_of(60),
         "data": {
             "text": {"path": "builtin:text"},
             "demonstrations": {"path": "builtin:demonstrations"},
@@ -355,6 +347,51 @@ def test_a_reward_that_is_not_a_number_stops_the_run(
     assert str(error.value).startswith(
         "step ppo failed: the reward function score gave nan in row 0 (prompt "
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"steps__evaluate__max_prompt_length": 2},
+            r"^steps\.evaluate\.max_prompt_length is 2, and none of 8 prompts of data\.prompts",
+        ),
+        (
+            {"steps__ppo__train__max_prompt_length": 2},
+            r"^steps\.ppo\.train\.max_prompt_length is 2, and none of \d+ prompts of data\.pro",
+        ),
+        (
+            {"steps__evaluate__max_new_tokens": 4000},
+            r"^steps\.evaluate: the longest prompt and max_new_tokens are \d+ tokens together",
+        ),
+        (
+            {"data__prompts__test_fraction": 1e-9},
+            r"^steps\.evaluate: data\.prompts has \d+ prompts, and none falls into the held-out",
+        ),
+    ],
+)
+def test_prompts_that_a_late_step_cannot_use_stop_the_run_before_the_first(
+    tmp_path: Path, changes: dict[str, Any], message: str
+):
+    """Once the data are imported; no step has begun, and a run of that step alone says the same."""
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=message):
+        Pipeline(config(folder, **changes)).run()
+    assert (folder / "data" / "prompts" / "artifact.json").is_file()
+    assert not (folder / "pretrain" / "metrics.jsonl").exists()
+
+
+def test_an_evaluation_of_two_bases_begins_nothing(tmp_path: Path):
+    """A policy on the base as it is, against one that stands on what was pretrained."""
+    pipeline = Pipeline(config(tmp_path / "run", steps__evaluate__policies=["ppo", "base"]))
+    message = (
+        r"^steps\.evaluate\.policies\[1\] names 'base', which stands on base, but the baseline "
+        r"'sft' stands on pretrain; one evaluation needs one base\.$"
+    )
+    for call in (pipeline.plan, pipeline.run):
+        with pytest.raises(ConfigError, match=message):
+            call()
+    assert not (tmp_path / "run").exists()
 
 
 def test_rows_that_are_all_too_long_are_named(copied: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import TWO_LAYERS, world_of
 
 from align.config import build_config
 from align.pipeline import Pipeline
@@ -26,14 +27,9 @@ def run(folder: Path, **train: Any) -> list[dict[str, float]]:
     tree = {
         "name": "small",
         "output_dir": str(folder / "run"),
-        "base": {
-            "architecture": {
-                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 400,
-            }
-        },
+        "base": {"architecture": TWO_LAYERS},
         "lora": {"r": 4, "alpha": 8},
-        "world": {"documents": 60, "demonstrations": 60, "items": 60, "prompts": 60},
+        "world": world_of(60),
         "data": data,
         "steps": {
             "ppo": {

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import TWO_LAYERS, world_of
 from torch import Tensor
 
 from align.config import DPOTrain, Lora, RankingTrain, build_config
@@ -440,12 +441,6 @@ def test_training_fits_the_pairs(make_roles: Callable[..., Roles]):
 # --- loading --------------------------------------------------------------------------------------
 
 
-ARCHITECTURE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "vocab_size": 400,
-}  # fmt: skip
-
-
 def context_of(folder: Path, test_fraction: float = 0.0) -> Any:
     return SimpleNamespace(
         data={"labels": folder},
@@ -531,7 +526,7 @@ def test_ties_alone_say_nothing_of_what_is_better(tmp_path: Path, renderer: Rend
     """But a soft label that leans does."""
     tie = judged(1, 1)
     context = context_of(folder_of(tmp_path, [tie]))
-    with pytest.raises(DataError, match="all of the 1 judgements to train on are ties"):
+    with pytest.raises(DataError, match="all of the 1 judgement to train on are ties"):
         load_rankings(context, "labels", renderer, 64, trains="ties")
     folder_of(tmp_path, [replace(tie, probability=0.55)])
     assert len(load_rankings(context, "labels", renderer, 64, trains="ties").train) == 1
@@ -637,7 +632,7 @@ def test_gaps_that_nothing_knows_are_an_error(
 def test_nothing_to_train_on_is_an_error(tmp_path: Path, renderer: Renderer):
     folder = folder_of(tmp_path, [judged(1, 1)])
     with pytest.raises(
-        DataError, match=r"none of the 1 judgements can be trained on: 1 tied; the rest is held"
+        DataError, match=r"none of the 1 judgement can be trained on: 1 tied; the rest is held"
     ):
         load_rankings(context_of(folder), "labels", renderer, 64)
 
@@ -675,8 +670,8 @@ def test_every_judge_of_a_model_that_cuts_reads_as_it_did(
     }  # fmt: skip
     tree = {
         "name": "cut", "output_dir": str(tmp_path / "run"), "near_duplicates": None,
-        "base": {"architecture": ARCHITECTURE},
-        "world": {"documents": 30, "demonstrations": 30, "items": 60, "prompts": 30},
+        "base": {"architecture": TWO_LAYERS},
+        "world": world_of(30, items=60),
         "data": {
             "labels": {"path": "builtin:labels", "test_fraction": 0.3},
             "prompts": {"path": "builtin:prompts", "test_fraction": 0.3},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import math
 from html.parser import HTMLParser
@@ -12,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from run_folders import EVALUATION, HOSTILE, make_run, report_card, write_lines, write_object
 
 from align.report import (
     counts,
@@ -34,21 +34,6 @@ from align.summary import (
 )
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-def _load() -> Any:
-    path = Path(__file__).parents[1] / "run_folders.py"
-    spec = importlib.util.spec_from_file_location("run_folders", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run_folders = _load()
-HOSTILE, make_run = run_folders.HOSTILE, run_folders.make_run
-write_lines, write_object = run_folders.write_lines, run_folders.write_object
-report_card = run_folders.report_card
 
 
 class Page(HTMLParser):
@@ -133,6 +118,35 @@ def test_pipeline_table_tells_time_rows_and_what_was_reused(page: Page):
     assert "ppo ppo ran 5 min 12 s 1,000 (10 quarantined) kl 7.3, score 2.1" in page.text
 
 
+def with_memory(folder: Path, sizes: dict[str, dict[str, float]]) -> str:
+    """The text of a page of steps that held so many MiB."""
+    make_run(folder)
+    for step, held in sizes.items():
+        path = folder / step / "artifact.json"
+        record = json.loads(path.read_text())
+        record["metrics"] |= {f"memory/{name}": size * 2**20 for name, size in held.items()}
+        write_object(path, record)
+    return Page(write_report(folder)).text
+
+
+def test_what_each_step_held_is_a_table(page: Page, tmp_path: Path):
+    """On a CPU the parts are added up, 12 + 1 + 2 MiB; on a GPU there is a peak, 2,048 MiB."""
+    assert "Memory on a device" not in page.text
+    trained = {"parameters": 12.0, "gradients": 1.0, "optimizer": 2.0}
+    text = with_memory(tmp_path / "cpu", {"sft": trained, "ppo": {"parameters": 20.5}})
+    assert (
+        "Memory on a device Step Weights Gradients Optimiser states Together "
+        "sft 12.0 MiB 1.0 MiB 2.0 MiB 15.0 MiB ppo 20.5 MiB – – 20.5 MiB Activations are not in it"
+    ) in text
+    text = with_memory(
+        tmp_path / "gpu", {"sft": {**trained, "peak": 2048.0}, "evaluate": {"peak": 300.0}}
+    )
+    assert (
+        "Step Weights Gradients Optimiser states Peak sft 12.0 MiB 1.0 MiB 2.0 MiB 2.0 GiB "
+        "evaluate – – – 300.0 MiB The peak is the most"
+    ) in text
+
+
 def test_curves_show_first_and_last_value_and_name_their_lines(page: Page):
     images = page.images()
     assert "KL to the reference: 0.073 → 7.3" in images
@@ -178,7 +192,7 @@ def test_the_report_card_says_what_its_numbers_say(page: Page):
     assert "Length alone 0.62 [" in card and "always the longer answer" in card
     assert "Above length alone 0.12 [" in card
     assert "is not clearly better than always taking the longer answer" in card
-    assert "1 pairs that people found equal, 20 % of all" in card
+    assert "1 pair that people found equal, 20 % of all" in card
     assert "could not learn 64 pairs by heart: after 200 steps" in card
     assert "Two people who judged the same pair agree in 1.00 [0.21, 1.00]" in card  # Wilson's
     images = page.images()
@@ -413,9 +427,7 @@ def test_headlines():
         "kl 7.3, score 2.1"
     )
     assert headline_metrics("reward", {"reward/accuracy": 0.861}) == "accuracy 0.86"
-    assert headline_metrics("evaluate", run_folders.EVALUATION).startswith(
-        "gold ppo_vs_sft 0.91 [0.88, 0.94];"
-    )
+    assert headline_metrics("evaluate", EVALUATION).startswith("gold ppo_vs_sft 0.91 [0.88, 0.94];")
     assert headline_metrics("export", {"tensors": 3}) == ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 import select
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import HOSTILE, make_run
 
 from align.report import write_report
 
@@ -22,18 +22,6 @@ CHROMIUM = next(
     None,
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-
-
-def _load() -> Any:
-    path = Path(__file__).parents[1] / "run_folders.py"
-    spec = importlib.util.spec_from_file_location("run_folders", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run_folders = _load()
 
 
 class Browser:
@@ -143,7 +131,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a finished run, with hostile text in its prompts."""
-    return write_report(run_folders.make_run(tmp_path_factory.mktemp("run"), run_folders.HOSTILE))
+    return write_report(make_run(tmp_path_factory.mktemp("run"), HOSTILE))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -245,7 +233,7 @@ def test_hostile_text_is_shown_and_runs_nothing(browser: Browser, report: Path):
     browser.open(report, 1280)
     assert browser.value("document.scripts.length") == 0
     assert browser.value("document.querySelectorAll('[onerror]').length") == 0
-    assert run_folders.HOSTILE in browser.value("document.body.textContent")
+    assert HOSTILE in browser.value("document.body.textContent")
 
 
 def test_a_page_that_breaks_the_rules_is_seen(browser: Browser, tmp_path: Path):

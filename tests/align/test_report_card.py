@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import TWO_LAYERS
 
 from align.config import ConfigError, build_config
 from align.pipeline import Pipeline, StepError
@@ -17,10 +18,6 @@ from preference_data.quarantine import DataError
 from reward_models.scalar_head import Scoring
 
 TRAIN = {"max_steps": 6, "train_batch_size": 16, "learning_rate": 3e-3, "max_length": 96}
-ARCHITECTURE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "vocab_size": 400,
-}  # fmt: skip
 
 
 def tree(folder: Path, test_fraction: float = 0.4, **reward: Any) -> dict[str, Any]:
@@ -28,7 +25,7 @@ def tree(folder: Path, test_fraction: float = 0.4, **reward: Any) -> dict[str, A
     return {
         "name": "card",
         "output_dir": str(folder),
-        "base": {"architecture": ARCHITECTURE},
+        "base": {"architecture": TWO_LAYERS},
         "lora": {"r": 4, "alpha": 8},
         "world": {"items": 120},
         "data": {"labels": {"path": "builtin:labels", "test_fraction": test_fraction}},

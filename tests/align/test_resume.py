@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,10 @@ from typing import Any
 
 import pytest
 import torch
+from launchers import PYTHONPATH, free_port
 from safetensors.torch import load_file
+from small_runs import ONE_LAYER, builtin, world_of
+from step_files import is_clocked, metrics_of
 
 from align import checkpoints
 from align.checkpoints import Checkpoint
@@ -48,16 +50,11 @@ RANKING = {
 CONFIG: dict[str, Any] = {
     "name": "resumed",
     "output_dir": "run",
-    "base": {
-        "architecture": {
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300,
-        }
-    },
+    "base": {"architecture": ONE_LAYER},
     # Dropout: the random state counts, too.
     "lora": {"r": 2, "alpha": 4, "dropout": 0.2},
-    "world": {"documents": 30, "demonstrations": 30, "items": 30, "prompts": 30},
-    "data": {"labels": {"path": "builtin:labels"}, "prompts": {"path": "builtin:prompts"}},
+    "world": world_of(30),
+    "data": builtin("labels", "prompts"),
     "steps": {
         "reward": {"kind": "reward", "data": "labels", "init": "base", "train": RANKING},
         "dpo": {"kind": "dpo", "data": "labels", "policy": "base", "train": RANKING},
@@ -147,9 +144,7 @@ def main(lives: list[Life]) -> None:
 
 
 def _exit_code(life: Life) -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     children: list[int] = []
     for rank in range(life.ranks):
         child = os.fork()
@@ -178,7 +173,7 @@ def run_lives(folder: Path, lives: list[Life]) -> list[int]:
     plan = json.dumps([dataclasses.asdict(life) for life in lives])
     done = subprocess.run(
         [sys.executable, str(Path(__file__)), plan], cwd=folder, text=True, capture_output=True,
-        timeout=500, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=500, check=False, env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )  # fmt: skip
     (folder / "log").write_text(done.stderr)
     codes = [int(line) for line in done.stdout.split()]
@@ -195,11 +190,7 @@ def without_clocks(value: Any) -> Any:
         return [without_clocks(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    return {
-        name: without_clocks(inner)
-        for name, inner in value.items()
-        if name.partition("/")[0] != "time" and "second" not in name
-    }
+    return {name: without_clocks(inner) for name, inner in value.items() if not is_clocked(name)}
 
 
 def left_by(step: Path) -> dict[str, Any]:
@@ -208,8 +199,7 @@ def left_by(step: Path) -> dict[str, Any]:
     for path in sorted(step.rglob("*")):
         name = str(path.relative_to(step))
         if name == "metrics.jsonl":
-            lines = path.read_text().splitlines()
-            found[name] = [without_clocks(json.loads(line)) for line in lines]
+            found[name] = metrics_of(step)
         elif name == "artifact.json":
             found[name] = without_clocks(json.loads(path.read_text()))
         elif path.name == "adapter_config.json":  # peft writes a set in any order

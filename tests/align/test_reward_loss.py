@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import ONE_LAYER
 from torch import Tensor
 
 from align.config import ConfigError, Lora, build_config
@@ -181,7 +182,7 @@ def test_each_scale_is_standardised_alone():
     scales = rating_scales(rows, "labels")
     assert scales["0..4"] == Scale(2.0, 1.0)
     assert scales[None] == pytest.approx((30.0, 21.602469), abs=1e-5)
-    with pytest.raises(DataError, match=r"all 1 ratings to train on on the scale 0\.\.4 are 3"):
+    with pytest.raises(DataError, match=r"all 1 rating to train on on the scale 0\.\.4 are 3"):
         rating_scales([row(None, scores=(3.0,), scale="0..4", kind="rating")], "labels")
 
 
@@ -267,12 +268,7 @@ def test_training_finds_how_many_ties_there_are(make_roles: Callable[..., Roles]
 
 TREE: dict[str, Any] = {
     "name": "ties", "near_duplicates": None,
-    "base": {
-        "architecture": {
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300,
-        }
-    },
+    "base": {"architecture": ONE_LAYER},
     "lora": {"r": 2, "alpha": 4, "dropout": 0.2},
     "data": {"labels": {"test_fraction": 0.3}},
     "steps": {

@@ -26,7 +26,6 @@ from align.score_queue import ScoreQueue
 from preference_data.batches import Group
 from preference_data.records import Prompt
 from reward_models import RewardModel
-from reward_models.scalar_head import ScalarHead, Scoring
 from reward_models.scoring import Answer, ScoringError
 from reward_models.service import Service
 
@@ -37,13 +36,8 @@ LIMITS = Limits(max_batch=8, max_tokens=300, max_answers=30, max_body=20_000)
 
 
 @pytest.fixture
-def folder(make_roles: Callable[..., Any], shake: Callable[..., None], tmp_path: Path) -> Path:
-    roles = make_roles()
-    roles.add("reward", fresh=True, trainable=True, head=ScalarHead(32))
-    shake(roles.parameters_of("reward"))
-    scoring = Scoring(roles.renderer.fingerprint(), max_length=64, mean=0.5, std=2.0)
-    roles.save("reward", tmp_path / "reward", scoring)
-    return tmp_path / "reward"
+def folder(save_reward: Callable[..., Path]) -> Path:
+    return save_reward(mean=0.5, std=2.0)
 
 
 @pytest.fixture
@@ -135,7 +129,7 @@ def test_twenty_clients_at_once_get_their_own_scores(serve: Serve, model: Reward
 @pytest.mark.parametrize(
     ("body", "status", "detail"),
     [
-        ({"prompts": ["a", "b"], "completions": ["c"]}, 422, "2 prompts, but 1 completions"),
+        ({"prompts": ["a", "b"], "completions": ["c"]}, 422, "2 prompts, but 1 completion"),
         ({"prompts": ["a"] * 31, "completions": ["c"] * 31}, 413, "31 answers; a request may hold 30"),
         ({"prompts": ["a", "b"], "completions": ["c", "d " * 90]}, 422, "row 1: a conversation of"),
         ({"prompts": ["<|end|>"], "completions": ["c"]}, 422, "row 0: the text holds the control"),

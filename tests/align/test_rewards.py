@@ -6,17 +6,18 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from loopback import serving
+from small_runs import TWO_LAYERS, builtin
 
-from align.artifacts import Artifact, Rows
+from align.artifacts import Artifact, Rows, hash_files
 from align.config import (
     Base,
     ConfigError,
@@ -52,7 +53,7 @@ def tree(reward: Any, judges: tuple[Any, ...] = ("gold",)) -> dict[str, Any]:
     return {
         "name": "small",
         "output_dir": "runs/small",
-        "data": {"labels": {"path": "builtin:labels"}, "prompts": {"path": "builtin:prompts"}},
+        "data": builtin("labels", "prompts"),
         "steps": {
             "one": {"kind": "reward", "data": "labels"},
             "two": {"kind": "reward", "data": "labels"},
@@ -491,7 +492,7 @@ def test_prompts_that_a_model_beside_the_policy_cannot_read_are_left_out_at_once
     )
     assert "the reward model foreign cannot read it: a conversation of" in line
     none = make_scorer(made, roles, {(1, 2): long})
-    with pytest.raises(ConfigError, match=r"^steps.ppo.reward: all 1 of 1 prompts of data.prompts"):
+    with pytest.raises(ConfigError, match=r"^steps.ppo.reward: all 1 of 1 prompt of data.prompts"):
         none.readable(Rows(1, 1, 0))
 
 
@@ -628,14 +629,9 @@ def service() -> Iterator[SimpleNamespace]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}/"
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Handler) as address:
+        state.url = f"{address}/"
+        yield state
 
 
 def test_ppo_on_a_sum_of_a_function_and_a_service(tmp_path: Path, service: SimpleNamespace):
@@ -643,14 +639,10 @@ def test_ppo_on_a_sum_of_a_function_and_a_service(tmp_path: Path, service: Simpl
     file = tmp_path / "code.py"
     file.write_text("def short(prompts, completions):\n    return [-len(c) for c in completions]\n")
     function = {"function": f"{file}:short"}
-    architecture = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 400,
-    }  # fmt: skip
     settings = {
         "name": "sum",
         "output_dir": str(tmp_path / "run"),
-        "base": {"architecture": architecture},
+        "base": {"architecture": TWO_LAYERS},
         "lora": {"r": 4},
         "world": {"prompts": 40},
         "data": {"prompts": {"path": "builtin:prompts", "test_fraction": 0.3}},
@@ -685,3 +677,7 @@ def test_ppo_on_a_sum_of_a_function_and_a_service(tmp_path: Path, service: Simpl
     host = service.url.removeprefix("http://").rstrip("/").replace(":", "_")
     assert judged["evaluate/short/score/ppo"] < 0
     assert 0 <= judged[f"evaluate/{host}/win_rate/ppo_vs_base"] <= 1
+    content = hash_files({"0 code.py": file})
+    for name, option in (("ppo", "reward[0].reward"), ("evaluate", "judges[0]")):
+        made = json.loads((tmp_path / "run" / name / "artifact.json").read_text())
+        assert made["files"] == {option: content}

@@ -99,7 +99,7 @@ def test_a_table_without_labels_is_scored_as_well(score: Callable[..., int], cap
     assert score("in.tsv", "--output", "out.tsv") == 0
     assert Path("out.tsv").read_text().splitlines()[1] == "p\ta\tab\tabc\t11.0\t12.0\t13.0"
     assert "score_1\tscore_2\tscore_3" in Path("out.tsv").read_text()
-    assert capsys.readouterr().out == "1 rows, 3 answers scored: out.tsv\n"
+    assert capsys.readouterr().out == "1 row, 3 answers scored: out.tsv\n"
 
 
 def test_rows_in_are_rows_out(score: Callable[..., int], capsys: Any):
@@ -138,6 +138,40 @@ def test_cells_keep_their_line_ends_and_their_bytes(score: Callable[..., int]):
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '\ufeffprompt,response\r\nhi,a|\r\nho,"b\r\nc"|\r\n',
+        'prompt;response;\rhi;"a;b";|\rho;c;1|\r',
+        "sep=;\r\nprompt;response|\r\nhi;a|\r\n",
+        '"prompt","n","response"|\n"hi",7,"a"|\n"ho",8,"say ""b"""|\n',
+        " prompt ,response\nhi,a|\n",
+    ],
+    ids=["mark", "lone returns and no name", "sep", "text in quotes", "spaces in the header"],
+)
+def test_a_table_keeps_its_own_way_of_writing(score: Callable[..., int], text: str):
+    """Byte order mark, line ends, the line that says the delimiter, quotes and the header's blanks:
+    all but the score itself, where the bar stands, is as it was."""
+    end = "\r\n" if "\r\n" in text else "\r" if "\r" in text else "\n"
+    plain = text.replace("|", "")
+    delimiter = ";" if ";" in text else ","
+    Path("in.csv").write_bytes(plain.encode())
+    assert score("in.csv", "--output", "out.csv") == 0
+    found = Path("out.csv").read_bytes().decode()
+    for added in ("score", '"score"', "21.0", "22.0", "23.0", "24.0", "25.0", "27.0"):
+        found = found.replace(f"{delimiter}{added}{end}", end)
+    assert found == plain
+
+
+def test_a_table_in_quotes_throughout_has_its_scores_in_quotes(score: Callable[..., int]):
+    """Marked as UTF-16 it is written as UTF-8, and marked again."""
+    Path("in.tsv").write_bytes('"prompt"\t"response"\r\n"hi"\t"ä"\r\n'.encode("utf-16"))
+    assert score("in.tsv", "--output", "out.tsv") == 0
+    assert Path("out.tsv").read_bytes() == (
+        '\ufeff"prompt"\t"response"\t"score"\r\n"hi"\t"ä"\t"21.0"\r\n'.encode()
+    )
+
+
 def test_answers_whose_columns_differ_in_a_case_are_all_scored(score: Callable[..., int]):
     Path("in.csv").write_text("prompt,Response A,response_a,response_b\nhi,a,ab,abc\n")
     assert score("in.csv", "--output", "out.csv") == 0
@@ -156,7 +190,7 @@ def test_an_answer_that_only_later_rows_have_is_scored(score: Callable[..., int]
         [21.0, 22.0, None],
         [21.0, 22.0, 23.0],
     ]
-    assert "1 of 2 rows have an answer without a score" in capsys.readouterr().err
+    assert "1 of 2 rows has an answer without a score" in capsys.readouterr().err
 
 
 def test_half_a_surrogate_pair_stays_escaped(score: Callable[..., int]):
@@ -230,8 +264,8 @@ def test_a_published_format_is_scored_as_it_is_imported(score: Callable[..., int
     assert found[0] == {**rows[0], "score": [23.0, 21.0]}
     assert found[1] == {**rows[1], "score": None}
     captured = capsys.readouterr()
-    assert "Accuracy 1.000 on 1 pairs" in captured.out
-    assert "1 of 2 rows have an answer without a score" in captured.err
+    assert "Accuracy 1.000 on 1 pair" in captured.out
+    assert "1 of 2 rows has an answer without a score" in captured.err
 
 
 def test_a_data_folder_and_a_mapping(score: Callable[..., int], capsys: Any):
@@ -249,6 +283,26 @@ def test_a_data_folder_and_a_mapping(score: Callable[..., int], capsys: Any):
     found = [json.loads(line)["score"] for line in Path("out.jsonl").read_text().splitlines()]
     assert found == [[14.0, 11.0], [12.0, 11.0]]
     assert "Accuracy 0.500 on 2 pairs" in capsys.readouterr().out
+
+
+def test_an_output_that_is_there_is_replaced_only_where_that_is_said(
+    score: Callable[..., int], capsys: Any
+):
+    """And the rows that were set aside beside it."""
+    Path("in.csv").write_text("prompt,response\nhi,a\n")
+    for name in ("out.csv", "out.quarantine.jsonl"):
+        Path(name).write_text("work")
+        assert score("in.csv", "--output", "out.csv") == 2
+        assert capsys.readouterr() == (
+            "", f"--output: {name} is there already; --force replaces it.\n"
+        )  # fmt: skip
+        assert Path(name).read_text() == "work"
+        Path(name).unlink()
+    Path("out.csv").write_text("work")
+    assert score("in.csv", "--output", "out.csv", "--force") == 0
+    assert [row["score"] for row in table("out.csv")] == ["21.0"]
+    assert score("--prompt", "hi", "--completion", "a", "--force") == 2
+    assert capsys.readouterr().err == "--force has no effect with --prompt; leave it out.\n"
 
 
 @pytest.mark.parametrize(

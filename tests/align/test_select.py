@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from align import progress
 from align.artifacts import Artifact
 from align.cli import main
 from preference_data.labelling.files import read_key
@@ -96,6 +97,18 @@ def test_select_writes_the_labelling_files(select: Callable[..., str], tmp_path:
     assert len({row.prompt.text for row in key}) == 10
 
 
+def test_select_shows_how_far_it_is(
+    select: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Rows as they are read, whose end is not known, and then prompts as they are scored."""
+    begun: list[tuple[str, int | None, str]] = []
+    monkeypatch.setattr(
+        progress._display, "begin", lambda b: begun.append((b.what, b.total, b.unit))
+    )
+    assert "To label:" in select(samples(20), "--count", "10")
+    assert begun == [("reading", None, "rows"), ("scoring", 20, "prompts")]
+
+
 def test_an_ensemble_asks_where_it_disagrees(select: Callable[..., str], tmp_path: Path):
     """ "long" and "short" are sure of the opposite where the lengths differ most."""
     printed = select(samples(4), "--count", "4", "--max-per-prompt", "1", "--random-share", "0.5",
@@ -160,7 +173,8 @@ def test_select_says_which_limit_left_too_few(select: Callable[..., str], tmp_pa
         "questions as --max-per-prompt allows. Give more prompts or answers, or raise "
         "--max-per-prompt."
     )
-    (tmp_path / "task" / "labels.csv").unlink()
+    for name in ("labels.csv", "key.jsonl"):
+        (tmp_path / "task" / name).unlink()
     printed = select(samples(2), *options, "--random-share", "0.17", "--max-per-prompt", "3")
     assert printed.splitlines()[1] == (
         "There are no more than 4 of the 6 wanted: of the other pairs, 2 of a prompt of the random "
@@ -172,7 +186,7 @@ def test_select_says_what_a_spreadsheet_may_change(select: Callable[..., str]):
     rows = [{"prompt": "p", "completions": ["=1", "xxx"]}, {"prompt": "q", "completions": ANSWERS}]
     printed = select(rows, "--count", "3", "--random-share", "0")
     assert (
-        "1 questions have a text that begins with = + - or @, which a spreadsheet may change; "
+        "1 question has a text that begins with = + - or @, which a spreadsheet may change; "
         "`align import --key` restores it, as long as the column group stays as it is."
     ) in printed.splitlines()
 
@@ -250,10 +264,10 @@ def test_labels_that_a_spreadsheet_changed_come_back_whole(
     command = ["import", str(edited), "--output", str(tmp_path / "data"), "--key", str(task)]
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        f"3 of 4 judgements answer questions of {task}; 1, of the random share, are kept for "
+        f"3 of 4 judgements answer questions of {task}; 1, of the random share, is kept for "
         "evaluation.",
         "2 came back with other texts, which were restored from the key.",
-        "1 match no question, by id or by text, and stay as they are (row 4).",
+        "1 matches no question, by id or by text, and stays as it is (row 4).",
     ]
     judgements = list(read_judgements(tmp_path / "data"))
     assert [one.item_id for one in judgements[:3]] == [row.item_id for row in read_key(task)]
@@ -316,7 +330,7 @@ def test_a_selection_that_finds_nothing_leaves_nothing_unsaid(
     earlier = ["--count", "1", "--earlier", str(tmp_path / "data")]
     row = {"prompt": "p0", "completions": ["x", "xx"]}
     sentence = (
-        "There is no pair to ask: of 1 pairs, people have judged all. Ask for more votes on each "
+        "There is no pair to ask: of 1 pair, people have judged all. Ask for more votes on each "
         "(--votes), or give other answers."
     )
     assert select([row], *earlier) == f"{sentence}\n"
@@ -331,16 +345,41 @@ def test_select_does_not_write_over_labels(select: Callable[..., str], tmp_path:
     (tmp_path / "task" / "labels.csv").write_text("work")
     assert "is there already and may hold labels" in select(samples(2), "--count", "1")
     assert (tmp_path / "task" / "labels.csv").read_text() == "work"
+    (tmp_path / "task" / "labels.csv").rename(tmp_path / "task" / "key.jsonl")  # labelled elsewhere
+    assert "key.jsonl is there already and may belong to labels elsewhere" in select(
+        samples(2), "--count", "1"
+    )
+    assert (tmp_path / "task" / "key.jsonl").read_text() == "work"
 
 
 def test_select_says_why_there_is_nothing_to_ask(select: Callable[..., str], tmp_path: Path):
     said = select([{"prompt": "p", "chosen": "x", "rejected": "y"}], "--count", "1")
     assert said == (
         f"{tmp_path / 'samples.jsonl'} has no prompt with two answers that can be compared (the "
-        "first: row 1 (line 1): there is neither completions nor completion.). See "
+        "first: row 1 (line 1): there is neither completions nor completion, only prompt, chosen, "
+        "rejected.). See "
         f"{tmp_path / 'task' / 'quarantine.jsonl'}.\n"
     )
     assert rejects(tmp_path / "task") == [(1, "no_answers")]
+
+
+def test_select_names_a_column_that_is_missing_before_it_loads_a_model(
+    select: Callable[..., str], tmp_path: Path
+):
+    """In the first row it is missing in all; a later one is set aside."""
+    said = select([{"question": "p", "completions": ["x"]}], "--count", "1", models=("unknown",))
+    assert said == (
+        f'{tmp_path / "samples.jsonl"} has no column "prompt"; it has question, completions. '
+        "Rename the column.\n"
+    )
+    assert not (tmp_path / "task").exists()
+    printed = select([*samples(1), {"completions": ANSWERS}, {"prompt": " "}], "--count", "1")
+    assert "Left out as column_missing: 1 (quarantine.jsonl)" in printed
+    assert rejects(tmp_path / "task") == [(2, "column_missing"), (3, "empty_prompt")]
+    rows = (tmp_path / "task" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["detail"] == (
+        'row 2 (line 2): there is no column "prompt", only completions.'
+    )
 
 
 @pytest.mark.parametrize(
@@ -368,21 +407,11 @@ def test_import_refuses_a_key_before_it_imports(
     assert not folder.exists()
 
 
-def test_real_reward_models_choose(
-    make_roles: Callable[..., Any], shake: Callable[..., None], tmp_path: Path, capsys: Any
-):
+def test_real_reward_models_choose(save_reward: Callable[..., Path], tmp_path: Path, capsys: Any):
     """Two tiny models that were moved apart: the scores in the key are theirs."""
     from reward_models import RewardModel
-    from reward_models.scalar_head import ScalarHead, Scoring
 
-    folders: list[Path] = []
-    for seed in (1, 2):
-        roles = make_roles()
-        roles.add("reward", fresh=True, trainable=True, head=ScalarHead(32))
-        shake(roles.parameters_of("reward"), seed=seed)
-        scoring = Scoring(roles.renderer.fingerprint(), max_length=48)
-        folders.append(tmp_path / f"reward{seed}")
-        roles.save("reward", folders[-1], scoring)
+    folders = [save_reward(seed, f"reward{seed}", max_length=48) for seed in (1, 2)]
     rows = [
         {"prompt": "Name a colour.", "completions": ["Snow.", "It rained.", "cold", "word " * 60]},
         {"prompt": "What is hot?", "completions": ["The opposite of cold.", "Paris", "a<|end|>"]},

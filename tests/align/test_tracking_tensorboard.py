@@ -64,6 +64,14 @@ def tracker_of(run: Path, **section: Any) -> Trackers:
     return make_tracker(config_of(run, **section), "sft", "sft", run / "sft", "f" * 16, True)
 
 
+def test_half_of_a_surrogate_pair_ends_no_step(tmp_path: Path):
+    """It is a question mark, as in the run folder's own files."""
+    tracker = tracker_of(tmp_path)
+    tracker.table("samples", [{"completion": "half \ud800"}])
+    tracker.finish({})
+    assert what_counts(tmp_path / "sft" / "tensorboard")[-1][2].endswith("| half ? |")
+
+
 def test_lines_tables_and_alerts_are_on_the_disk_at_once(tmp_path: Path):
     """Before the tracker is finished; a number that is not finite is left out."""
     tracker = tracker_of(tmp_path)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launchers import PYTHONPATH
+from small_runs import ONE_LAYER, world_of
 
 from align.artifacts import Artifact
 from align.config import Config, ConfigError, Wandb, build_config
@@ -379,27 +381,28 @@ def test_the_commit_is_known_and_what_differs_from_it_stays_here(
 
 def test_the_machine_is_not_named(tmp_path: Path, no_key: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither its name nor its folders, which wandb by itself sends with the command."""
-    monkeypatch.setenv("HOME", "/home/ada")
-    monkeypatch.setattr(sys, "argv", ["align", "run", "/home/ada/secret.yaml"])
+    home = tmp_path / "ada"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(sys, "argv", ["align", "run", f"{home}/secret.yaml"])
     tracker = tracker_of(tmp_path)
     tracker.finish({})
     read = Read(tmp_path / "sft")
     assert (read.run.host, read.config["command"]) == ("", "align run ~/secret.yaml")
-    assert b"/home/ada" not in read.path.read_bytes()
+    assert str(home).encode() not in read.path.read_bytes()
 
 
 def test_a_failure_does_not_name_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("HOME", str(tmp_path))
     trackers = Trackers([FileTracker(tmp_path)])
     with pytest.raises(OSError), trackers.told_of_errors():
-        raise OSError("there is no file\n /home/ada/labels.csv")
+        raise OSError(f"there is no file\n {tmp_path}/labels.csv")
     [line] = read_lines(tmp_path / "alerts.jsonl")
     assert line["text"] == "there is no file ~/labels.csv"
 
 
-def test_the_home_folder_is_not_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HOME", "/home/ada")
-    found = without_home({"path": "/home/ada/labels.csv", "more": ["run /home/ada/x", 1, None]})
+def test_the_home_folder_is_not_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = without_home({"path": f"{tmp_path}/labels.csv", "more": [f"run {tmp_path}/x", 1, None]})
     assert found == {"path": "~/labels.csv", "more": ["run ~/x", 1, None]}
 
 
@@ -410,8 +413,8 @@ def import_something(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "records.jsonl").write_text('{"prompt": "a secret"}\n')
     account = {
-        "kind": "demonstrations", "format": "table", "source": "/home/ada/labels.csv",
-        "files": ["/home/ada/labels.csv"], "sha256": "1234", "rows_in": 3, "rows_out": 2,
+        "kind": "demonstrations", "format": "table", "source": "/of/ada/labels.csv",
+        "files": ["/of/ada/labels.csv"], "sha256": "1234", "rows_in": 3, "rows_out": 2,
         "rows_quarantined": 1, "by_reason": {"no text": 1}, "by_annotator": {"ada": 2},
     }  # fmt: skip
     (folder / "import.json").write_text(json.dumps(account))
@@ -503,7 +506,7 @@ def first_part(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     done = subprocess.run(
         [sys.executable, "-c", FIRST_PART.format(module=Path(__file__).stem), str(folder / "run"),
          __file__],
-        capture_output=True, text=True, env=alone(folder), timeout=100,
+        capture_output=True, text=True, env=alone(folder, PYTHONPATH=PYTHONPATH), timeout=100,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     return folder / "run", json.loads(done.stdout.replace("'", '"'))
@@ -638,14 +641,9 @@ TOY: dict[str, Any] = {
     "name": "toy",
     "output_dir": "run",
     "tracking": {"wandb": {"project": "p"}},
-    "base": {
-        "architecture": {
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300,
-        }
-    },
+    "base": {"architecture": ONE_LAYER},
     "lora": {"r": 2, "alpha": 4},
-    "world": {"documents": 30, "demonstrations": 30, "items": 30, "prompts": 30},
+    "world": world_of(30),
     "data": {
         "demos": {"path": "builtin:demonstrations"}, "labels": {"path": "builtin:labels"},
         "prompts": {"path": "builtin:prompts"},

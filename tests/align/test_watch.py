@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import TWO_LAYERS
 
 from align.config import ConfigError, build_config
 from align.doctor import Course
@@ -18,8 +19,6 @@ Reward = Callable[[str, str], str]
 
 def tree(folder: Path, reward: Any, **ppo: Any) -> dict[str, Any]:
     """A ppo step on the bare base; `ppo` are options of the step, `train` added to its settings."""
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 400}
     train = {
         "iterations": 4, "prompts_per_iteration": 8, "max_new_tokens": 8, "learning_rate": 0.01,
         "lr_scheduler_type": "constant", **ppo.pop("train", {}),
@@ -28,7 +27,7 @@ def tree(folder: Path, reward: Any, **ppo: Any) -> dict[str, Any]:
     return {
         "name": "watched",
         "output_dir": str(folder),
-        "base": {"architecture": {**size, **heads}},
+        "base": {"architecture": TWO_LAYERS},
         "lora": {"r": 4, "alpha": 8},
         "world": {"documents": 10, "demonstrations": 10, "items": 20, "prompts": 40},
         "data": {"prompts": {"path": "builtin:prompts"}},

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/optimum.py --seeds 5 [--broken | --variants ppo-lora,dpo-lora,…]
 
-Each seed draws a world (tests/shared/enumerable.py): another reference, another gold score. Each variant
-is a run of the pipeline from a YAML file, whose saved policy is then summed over all responses.
-Printed are the way it has gone, (J - J_ref) / (J* - J_ref), its KL from the reference, the KL of
-the best policy, and the run's seconds. With `--broken` the variants are broken on purpose: where
-they come as far as the sound ones, the numbers prove nothing.
+Each seed draws a world (tests/shared/enumerable.py): another reference, another gold score. Each
+variant is a run of the pipeline from a YAML file, whose saved policy is then summed over all
+responses. Printed are the way it has gone, (J - J_ref) / (J* - J_ref), its KL from the reference,
+the KL of the best policy, and the run's seconds. With `--broken` the variants are broken on
+purpose: where they come as far as the sound ones, the numbers prove nothing.
 """
 
 from __future__ import annotations

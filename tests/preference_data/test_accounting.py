@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from by_path import load_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +46,7 @@ def account(path: Path, written: list[list[str]], rows_in: int, **choices) -> No
             "preferences", str(path), out, format="table", max_quarantined=1.0, **choices
         )
     except DataError as error:
-        assert not expected and f"None of the {rows_in} rows" in str(error)
+        assert not expected and f"None of the {rows_in} row{'s' * (rows_in != 1)} of" in str(error)
         return
     said = json.loads((out / "import.json").read_text(encoding="utf-8"))
     judgements = (out / "judgements.jsonl").read_bytes().decode().split("\n")
@@ -139,12 +139,7 @@ def test_json(tmp_path_factory, rows, layout, end, ascii_only, encoding, others,
 
 @pytest.fixture(scope="module")
 def fuzzer() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "fuzz_import.py"
-    spec = importlib.util.spec_from_file_location("fuzz_import", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(Path(__file__).parents[1] / "benchmarks" / "fuzz_import.py")
 
 
 def test_damaged_files_are_refused_in_a_sentence_or_accounted_for(fuzzer, tmp_path):

@@ -34,12 +34,6 @@ HEADER = "prompt,response_a,response_b,label,annotator\n"
 GOOD = "p{},x,y,A,w1\n"
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -121,7 +115,7 @@ def test_a_file_without_a_usable_row(here):
     with pytest.raises(DataError) as caught:
         import_data("preferences", "labels.csv", here / "out", max_quarantined=1.0)
     assert str(caught.value) == (
-        "None of the 1 rows of labels.csv can be used (label_unknown 1); the first: row 1 "
+        "None of the 1 row of labels.csv can be used (label_unknown 1); the first: row 1 "
         "(line 2): the label 'left' is not one of A, B, tie, both_bad, both_good, unsure; "
         "columns.labels can say what it means. "
         f"See {here}/out/quarantine.jsonl."

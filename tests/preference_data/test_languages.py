@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from preference_data.languages import UNKNOWN, language_of, language_shares
 
@@ -40,9 +40,7 @@ def test_shares_sum_to_one_and_the_largest_is_first():
 
 @pytest.fixture
 def real() -> Path:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    return Path(os.environ["ALIGN_TEST_DATA"])
+    return real_data()
 
 
 def test_real_english_instructions_are_english(real):

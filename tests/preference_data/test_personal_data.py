@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from preference_data import Demonstration, Judgement, Prompt, Response, Source
 from preference_data.personal_data import Finding, find, mask, pseudonym, treat
@@ -239,9 +238,7 @@ def test_real_dialogues_hold_some(real_texts):
 
 @pytest.fixture
 def real_texts() -> list[str]:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    folder = Path(os.environ["ALIGN_TEST_DATA"]) / "hh-rlhf"
+    folder = real_data("hh-rlhf")
     return [
         json.loads(row)["chosen"]
         for part in ("helpful-base", "harmless-base")

@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_data import real_data
 
 from preference_data import Columns, Judgement, Prompt, Response, Source, import_data
 from preference_data.quality import inspect_folder, quality
@@ -591,9 +591,7 @@ def test_the_report_is_json_without_nan():
 
 @pytest.fixture
 def real() -> Path:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    return Path(os.environ["ALIGN_TEST_DATA"])
+    return real_data()
 
 
 def ukp(folder: Path) -> list[Judgement]:

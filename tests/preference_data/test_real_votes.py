@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from real_data import real_data
 
 from preference_data.records import Judgement, Prompt, Ranks, Response
 from preference_data.votes.aggregate import aggregate
@@ -29,12 +28,6 @@ def pair(one: str, two: str) -> tuple[Response, Response]:
     return Response.from_text(one), Response.from_text(two)
 
 
-def folder() -> Path:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    return Path(os.environ["ALIGN_TEST_DATA"])
-
-
 class Ukp(NamedTuple):
     judgements: list[Judgement]
     gold: dict[str, Judgement]
@@ -44,7 +37,7 @@ class Ukp(NamedTuple):
 @pytest.fixture(scope="module")
 def ukp() -> Ukp:
     def rows(name: str) -> list[dict[str, str]]:
-        path = folder() / "ukp-convincing-arguments" / f"{name}.csv.gz"
+        path = real_data() / "ukp-convincing-arguments" / f"{name}.csv.gz"
         with gzip.open(path, "rt", newline="") as file:
             return list(csv.DictReader(file))
 
@@ -132,7 +125,7 @@ def test_nobody_of_the_arguments_annotators_is_lost(ukp):
 
 
 def test_agreement_on_pandalm_is_as_published():
-    rows = json.loads((folder() / "pandalm" / "testset-v1.json").read_text())
+    rows = json.loads((real_data() / "pandalm" / "testset-v1.json").read_text())
     ranks: dict[int, Ranks] = {0: (1, 1), 1: (1, 2), 2: (2, 1)}
     judgements = [
         Judgement(

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from one_row import read_judgement
 
 from preference_data import import_data
-from preference_data.quarantine import Rejected
 from preference_data.sources.carriers.files import Reading
-from preference_data.sources.formats import read_records
 
 ANNOTATION = {
     "instruction": "Name a colour.",
@@ -26,12 +25,7 @@ ANNOTATION = {
 
 
 def read_row(folder: Path, row: dict[str, object], reading: Reading | None = None):
-    path = folder / "annotations.jsonl"
-    path.write_text(json.dumps(row))
-    format, items = read_records(str(path), "preferences", "auto", reading or Reading())
-    assert format == "alpaca"
-    (item,) = items
-    return item if isinstance(item, Rejected) else item[0]
+    return read_judgement(folder, row, "alpaca", reading)
 
 
 def test_an_annotation_by_a_model(tmp_path):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
+from one_row import read_judgement
 
 from preference_data import import_data, read_judgements
 from preference_data.quarantine import DataError, Rejected
@@ -58,15 +58,6 @@ def read_table(folder: Path, *rows: dict[str, str], reading: Reading | None = No
     format, items = read_records(str(path), "preferences", "auto", reading or Reading())
     assert format == "arena"
     return [item if isinstance(item, Rejected) else item[0] for item in items]
-
-
-def read_row(folder: Path, row: dict[str, object], expected_format: str):
-    path = folder / "rows.jsonl"
-    path.write_text(json.dumps(row))
-    format, items = read_records(str(path), "preferences", "auto", Reading())
-    assert format == expected_format
-    (item,) = items
-    return item if isinstance(item, Rejected) else item[0]
 
 
 def turns(record) -> list[tuple[str, str]]:
@@ -192,7 +183,7 @@ def test_every_battle_of_a_file_is_accounted_for(tmp_path):
 
 
 def test_a_vote_on_two_conversations(tmp_path):
-    judgement = read_row(tmp_path, VOTE, "arena_conversations")
+    judgement = read_judgement(tmp_path, VOTE, "arena_conversations")
     assert turns(judgement.prompt) == [(USER, "Hi")]
     assert turns(judgement.responses[1])[-1] == (ASSISTANT, "No.")
     assert (judgement.ranks, judgement.annotator) == ((1, 2), "arena_user_9")
@@ -211,7 +202,8 @@ def test_a_vote_on_two_conversations(tmp_path):
     ],
 )
 def test_the_winner_in_words(tmp_path, winner, label):
-    assert read_row(tmp_path, {**VOTE, "winner": winner}, "arena_conversations").label == label
+    judgement = read_judgement(tmp_path, {**VOTE, "winner": winner}, "arena_conversations")
+    assert judgement.label == label
 
 
 @pytest.mark.parametrize(
@@ -228,28 +220,28 @@ def test_the_winner_in_words(tmp_path, winner, label):
     ],
 )
 def test_votes_that_are_set_aside(tmp_path, change, reason, expected):
-    item = read_row(tmp_path, VOTE | change, "arena_conversations")
+    item = read_judgement(tmp_path, VOTE | change, "arena_conversations")
     assert isinstance(item, Rejected)
     assert (item.reason, item.expected) == (reason, expected)
 
 
 def test_turn_1_judges_the_first_exchange_alone(tmp_path):
-    first = read_row(tmp_path, {**CONVERSATION, "turn": 1, "question_id": 81}, "mt_bench")
+    first = read_judgement(tmp_path, {**CONVERSATION, "turn": 1, "question_id": 81}, "mt_bench")
     assert [turns(response) for response in first.responses] == [
         [(ASSISTANT, "Hello")],
         [(ASSISTANT, "Hey")],
     ]
     assert (first.group, first.position) == ("81", None)
-    both = read_row(tmp_path, CONVERSATION, "mt_bench")
+    both = read_judgement(tmp_path, CONVERSATION, "mt_bench")
     assert turns(both.responses[0])[-1] == (ASSISTANT, "So.")
 
 
 @pytest.mark.parametrize(("judge", "kind"), [("expert_17", "human"), ("gpt4_pair", "model")])
 def test_a_judge_is_a_person_or_a_model(tmp_path, judge, kind):
-    judgement = read_row(tmp_path, {**CONVERSATION, "judge": judge}, "mt_bench")
+    judgement = read_judgement(tmp_path, {**CONVERSATION, "judge": judge}, "mt_bench")
     assert (judgement.annotator, judgement.annotator_kind) == (judge, kind)
 
 
 def test_another_turn_is_set_aside(tmp_path):
-    item = read_row(tmp_path, {**CONVERSATION, "turn": 3}, "mt_bench")
+    item = read_judgement(tmp_path, {**CONVERSATION, "turn": 3}, "mt_bench")
     assert item.detail == "row 1 (line 1): turn is 3, not 1 or 2."

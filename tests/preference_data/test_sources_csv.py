@@ -24,12 +24,6 @@ HEADER = "prompt,response_a,response_b,label\n"
 RANKED = "prompt,response_1,response_2,response_3,rank_1,rank_2,rank_3\n"
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def write(text: str | bytes, name: str = "labels.csv") -> str:
     Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return name
@@ -291,7 +285,7 @@ def test_rows_of_pairs_that_are_set_aside(here, row, reason, detail):
     [
         ("p,x,y,,1,first,", "rank_invalid", "rank_2 is 'first', not a whole number from 1"),
         ("p,x,y,,0,1,", "rank_invalid", "rank_1 is '0', not a whole number from 1 (best) up."),
-        ("p,x,y,z,1,,", "too_few_ranks", "1 of 3 answers are ranked."),
+        ("p,x,y,z,1,,", "too_few_ranks", "1 of 3 answers is ranked."),
         ("p,x,y,,1,2,3", "empty_response", "response_3 is empty."),
         ("p,x,y,x,1,2,3", "identical_responses", "two identical answers are ranked one above"),
     ],
@@ -326,7 +320,7 @@ def test_a_json_object_without_a_column_is_set_aside_when_others_have_it(here):
         ({"ranks": ("r",), "label": "l"}, "Map the answers' ranks or their label, not both."),
         (
             {"responses": ("x", "y"), "ranks": ("r",)},
-            "1 columns of ranks do not fit 2 of responses.",
+            "1 column of ranks does not fit 2 of responses.",
         ),
         (
             {"responses": ("x", "y", "z"), "label": "l"},
@@ -498,7 +492,7 @@ def test_bytes_that_are_not_utf_8_cost_their_rows_only(here):
     assert [(r.row, r.line, r.reason) for r in rejects] == [(4, 5, "bad_bytes")]
     assert rejects[0].detail == "row 4 (line 5): prompt holds bytes that are not UTF-8."
     assert reading.notes == [
-        "labels.csv is UTF-8 with 1 bytes that are not; the rows that hold them were set aside."
+        "labels.csv is UTF-8 but for 1 byte; rows that hold such bytes were set aside."
     ]
     header = write("é".encode() * 9 + b"\xff,x\np,q\n")
     assert error(header) == (

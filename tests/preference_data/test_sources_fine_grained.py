@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real_data import real_data
 
 from preference_data import import_data, read_judgements, sniff
 from preference_data.quarantine import Rejected
@@ -77,9 +77,7 @@ def test_rows_that_are_rejected(tmp_path, change, reason):
 
 @pytest.fixture
 def real() -> Path:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    return Path(os.environ["ALIGN_TEST_DATA"]) / "fine-grained-rlhf" / "dev_feedback.json.gz"
+    return real_data("fine-grained-rlhf", "dev_feedback.json.gz")
 
 
 def test_the_real_file_counts_as_published(real, tmp_path):

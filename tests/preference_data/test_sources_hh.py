@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from preference_data import import_data, read_judgements, read_preferences, read_prompts, sniff
 from preference_data.quarantine import Rejected
@@ -117,9 +117,7 @@ def test_the_format_is_recognised_for_every_kind(tmp_path, kind):
 
 @pytest.fixture
 def real() -> Path:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    return Path(os.environ["ALIGN_TEST_DATA"]) / "hh-rlhf"
+    return real_data("hh-rlhf")
 
 
 def test_the_real_files_count_as_published(real, tmp_path):

@@ -18,12 +18,6 @@ from preference_data.sources.carriers.files import Reading, find_files
 from preference_data.sources.carriers.rows import Row
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def write(text: str | bytes, name: str = "rows.json") -> str:
     Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return name
@@ -289,7 +283,7 @@ def test_bytes_that_are_not_utf_8_cost_their_row_only(here):
     ]  # fmt: skip
     assert items[1].detail == "row 2 (line 2): a holds bytes that are not UTF-8."
     assert reading.notes == [
-        "rows.jsonl is UTF-8 with 1 bytes that are not; the rows that hold them were set aside."
+        "rows.jsonl is UTF-8 but for 1 byte; rows that hold such bytes were set aside."
     ]
 
 

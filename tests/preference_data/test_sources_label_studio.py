@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from preference_data import Columns, DataError, sniff
 from preference_data.quarantine import Rejected
@@ -538,9 +538,7 @@ def test_other_rows_are_not_recognised(row):
 
 @pytest.fixture
 def real() -> Path:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    return Path(os.environ["ALIGN_TEST_DATA"]) / "label_studio"
+    return real_data("label_studio")
 
 
 def what_was_said(path: Path) -> dict:

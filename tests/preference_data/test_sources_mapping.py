@@ -32,12 +32,6 @@ PAIR = "prompt,response_a,response_b,label"
 REAL = Path(os.environ.get("ALIGN_TEST_DATA", "/nowhere"))
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def write(text: str, name: str = "labels.csv") -> str:
     Path(name).write_text(text, encoding="utf-8")
     return name
@@ -448,7 +442,7 @@ def test_scores_are_compared_and_kept(here):
         ("rating", (1, 2), None, (0.5, -1.0)), ("rating", (1, 1), "tie", (2.0, 2.0)),
     ]  # fmt: skip
     assert [(reject.reason, reject.detail.partition(": ")[2]) for reject in rejects] == [
-        ("too_few_scores", "1 of 2 answers have a score."),
+        ("too_few_scores", "1 of 2 answers has a score."),
         ("score_invalid", "score_a is 'high', not a number."),
     ]
 
@@ -715,7 +709,7 @@ def test_a_form_with_its_items_in_the_mapping(here):
     reading = Reading(Columns(wide=Wide(QUESTIONS, items), annotator="Name", labels=FORM_LABELS))
     check_form(*read_all(table(*FORM), reading))
     assert reading.notes == [
-        "1 items of columns.wide.items have no column in labels.csv: 3.",
+        "1 item of columns.wide.items has no column in labels.csv: 3.",
         "Not read in labels.csv: Timestamp, Remarks; map them if they matter.",
     ]
 
@@ -764,7 +758,7 @@ def test_forms_that_do_not_fit_their_mapping(here, columns, items, sentence):
         ("item,prompt\n1,p\n1,q\n", "items.csv has the item '1' twice, the second in row 2."),
         (
             "item,prompt\n1\n",
-            "items.csv cannot be used: row 1 (line 2) has 1 fields where the header ",
+            "items.csv cannot be used: row 1 (line 2) has 1 field where the header ",
         ),
     ],
 )
@@ -829,7 +823,7 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ),
     (
         {"responses": ("a", "b"), "models": ("m",)},
-        "1 columns of models do not fit 2 of responses.",
+        "1 column of models does not fit 2 of responses.",
     ),
     ({"responses": ("a", "b", "c"), "one_hot": ONE_HOT}, "one_hot needs two columns of responses."),
     (
@@ -912,7 +906,7 @@ def test_parts_of_a_mapping_that_cannot_be(make, sentence):
         ),
         (
             {"ranks": ("label",)},
-            "1 columns of ranks do not fit 2 of responses in labels.csv.",
+            "1 column of ranks does not fit 2 of responses in labels.csv.",
         ),
         (
             {"models": Matching("model_(.)")},

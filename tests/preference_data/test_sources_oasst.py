@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from preference_data import import_data, read_judgements, sniff
 from preference_data.quarantine import Rejected
@@ -215,9 +215,7 @@ def test_demonstrations_are_the_best_replies_and_prompts_the_prompters(tmp_path)
 
 @pytest.fixture
 def real() -> Path:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    return Path(os.environ["ALIGN_TEST_DATA"]) / "oasst"
+    return real_data("oasst")
 
 
 def test_the_real_file_counts_as_published(real, tmp_path):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from one_row import read_row
 
 from preference_data.quarantine import Rejected
 from preference_data.sources.carriers.files import Reading
-from preference_data.sources.formats import read_records
 
 POST = {"id": "t3_1", "post": "Long.\nStory.", "title": "A title", "subreddit": "tea"}
 ARTICLE = {"id": "9f", "site": "paper", "title": "News", "article": "Much happened."}
@@ -44,15 +41,6 @@ TUNING = {
     "preferred_output": [{"role": "assistant", "content": "Hello"}],
     "non_preferred_output": [{"role": "assistant", "content": "What?"}],
 }
-
-
-def read_row(folder: Path, row: dict[str, object], expected: str, reading: Reading | None = None):
-    path = folder / "rows.jsonl"
-    path.write_text(json.dumps(row))
-    format, items = read_records(str(path), "preferences", "auto", reading or Reading())
-    assert format == expected
-    (item,) = items
-    return item
 
 
 def test_a_comparison_of_two_summaries(tmp_path):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from one_row import read_row
 
 from preference_data.quarantine import Rejected
-from preference_data.sources.carriers.files import Reading
-from preference_data.sources.formats import FORMATS, read_records
+from preference_data.sources.formats import FORMATS
 
 WEBGPT = {
     "question": {"dataset": "eli5", "id": "q7", "full_text": "Why is the sky blue?"},
@@ -43,15 +42,6 @@ SAFE = {
     "safer_response_id": 1,
 }
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-
-
-def read_row(folder: Path, row: dict[str, object], expected_format: str):
-    path = folder / "rows.jsonl"
-    path.write_text(json.dumps(row))
-    format, items = read_records(str(path), "preferences", "auto", Reading())
-    assert format == expected_format
-    (item,) = items
-    return item
 
 
 def rejected(folder: Path, row: dict[str, object], format: str) -> tuple[str, str]:

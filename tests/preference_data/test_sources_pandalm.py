@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from preference_data import import_data, read_judgements
 from preference_data.quarantine import Rejected
@@ -95,9 +95,7 @@ def test_an_unusual_key_names_no_models(tmp_path):
 
 @pytest.fixture
 def real() -> str:
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
-    return str(Path(os.environ["ALIGN_TEST_DATA"]) / "pandalm" / "testset-v1.json")
+    return str(real_data("pandalm", "testset-v1.json"))
 
 
 def test_the_real_file_counts_as_published(real, tmp_path):

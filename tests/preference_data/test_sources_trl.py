@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from one_row import read_judgement
 
 from preference_data import Columns
-from preference_data.quarantine import DataError, Rejected
+from preference_data.quarantine import DataError
 from preference_data.sources.carriers.files import Reading
 from preference_data.sources.formats import read_records
 
@@ -18,12 +18,7 @@ BAD = {"role": "assistant", "content": "What?"}
 
 
 def read_row(folder: Path, row: dict[str, object], reading: Reading | None = None):
-    path = folder / "rows.jsonl"
-    path.write_text(json.dumps(row))
-    format, items = read_records(str(path), "preferences", "auto", reading or Reading())
-    assert format == "trl"
-    (item,) = items
-    return item if isinstance(item, Rejected) else item[0]
+    return read_judgement(folder, row, "trl", reading)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from preference_data import (
     DataError,
@@ -207,11 +206,9 @@ def test_tails_and_near_duplicates_leak_too():
 def test_real_conversations_do_not_leak():
     """4,654 prompts of Anthropic's HH have 4,374 openings: split by whole prompts, 40 openings
     are on both sides of a tenth; split by openings, 4 clusters of near duplicates still are."""
-    if "ALIGN_TEST_DATA" not in os.environ:
-        pytest.skip("ALIGN_TEST_DATA does not name the folder of real data")
     records: list[Judgement] = []
     for part in ("helpful-base", "harmless-base"):
-        path = Path(os.environ["ALIGN_TEST_DATA"]) / "hh-rlhf" / part / "test.jsonl.gz"
+        path = real_data("hh-rlhf", part, "test.jsonl.gz")
         with pytest.warns(UserWarning, match="were left out"):
             records += read_preferences(path)
     openings = {opening(r.prompt).id: opening(r.prompt).text for r in records}

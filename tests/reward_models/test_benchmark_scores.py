@@ -104,7 +104,7 @@ def test_few_items_are_said_to_be_few():
 
 def test_scores_that_do_not_fit_are_refused():
     item, _ = scored("a", WON)
-    with pytest.raises(ValueError, match="1: 1 scores, but 2 answers"):
+    with pytest.raises(ValueError, match="1: 1 score, but 2 answers"):
         evaluate("pairs", [item], [[1.0]])
     with pytest.raises(ValueError, match="no items"):
         evaluate("pairs", [], [])

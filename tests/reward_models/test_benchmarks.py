@@ -84,14 +84,14 @@ def test_what_the_model_cannot_read_is_left_out_and_said(tmp_path: Path):
     ]
     assert len(report.items) == AT_ONCE + 1
     assert report.evaluation.overall is not None and report.evaluation.overall.items == AT_ONCE + 1
-    with pytest.raises(DataError, match=r"could score none of the 1 items .*; the first: z is too"):
+    with pytest.raises(DataError, match=r"could score none of the 1 item .*; the first: z is too"):
         run_benchmark(Letters(), pairs(tmp_path / "none.jsonl", ("z", "a")))
 
 
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([1.0], "gave 1 scores to 2 completions"),
+        ([1.0], "gave 1 score to 2 completions"),
         ([1.0, math.nan], "a score is finite"),
         ([math.inf, 1.0], "a score is finite"),
     ],

@@ -32,14 +32,8 @@ ANSWERS = ["The capital of France is Paris.", "cold", "Snow. By the way, it rain
 
 
 @pytest.fixture
-def saved(make_roles: Callable[..., Any], shake: Callable[..., None], tmp_path: Path) -> Path:
-    """The folder of a reward step: adapter and head away from their start."""
-    roles = make_roles()
-    roles.add("reward", fresh=True, trainable=True, head=ScalarHead(32))
-    shake(roles.parameters_of("reward"))
-    scoring = Scoring(roles.renderer.fingerprint(), max_length=48, mean=0.5, std=2.0)
-    roles.save("reward", tmp_path / "reward", scoring)
-    return tmp_path / "reward"
+def saved(save_reward: Callable[..., Path]) -> Path:
+    return save_reward(max_length=48, mean=0.5, std=2.0)
 
 
 # --- the head -------------------------------------------------------------------------------------
@@ -188,7 +182,7 @@ def test_a_probability_is_of_the_difference(saved: Path):
     assert math.log(there / back) == pytest.approx(one - other, abs=1e-5)
     assert there + back == pytest.approx(1.0, abs=1e-12)
     assert model.probability(PROMPTS, ANSWERS, ANSWERS) == pytest.approx([0.5] * 3, abs=1e-6)
-    with pytest.raises(ValueError, match="1 prompts, but 1 and 2 completions"):
+    with pytest.raises(ValueError, match="1 prompt, but 1 and 2 completions"):
         model.probability(PROMPTS[:1], ANSWERS[:1], ANSWERS[:2])
 
 
@@ -243,7 +237,7 @@ def test_the_score_is_the_heads_at_the_end_token(saved: Path):
 
 def test_what_cannot_be_scored_is_refused(saved: Path):
     model = RewardModel.from_pretrained(saved)
-    with pytest.raises(ValueError, match="2 prompts, but 1 completions"):
+    with pytest.raises(ValueError, match="2 prompts, but 1 completion"):
         model.score(PROMPTS[:2], ANSWERS[:1])
     with pytest.raises(ValueError, match="longer than the 48 that this reward model reads"):
         model.score(["Why?"], ["word " * 60])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loopback import serving
 
 from preference_data.records import Message, Prompt
 from reward_models import service
@@ -266,14 +267,9 @@ def server() -> Iterator[Server]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.url = f"http://127.0.0.1:{httpd.server_port}/score"
-    yield state
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with serving(Handler) as address:
+        state.url = f"{address}/score"
+        yield state
 
 
 @pytest.fixture
@@ -284,6 +280,22 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(service.time, "sleep", found.append)
     monkeypatch.setattr(service.time, "monotonic", lambda: real() + sum(found))
     return found
+
+
+def test_a_service_is_watched_request_by_request(server: Server):
+    """Five answers, two a request: before each, those before it have been posted."""
+    server.replies = [right]
+    seen: list[tuple[int, int]] = []
+
+    def watch(parts: list[Any]) -> Iterator[Any]:
+        for part in parts:
+            seen.append((len(server.asked), len(part)))
+            yield part
+
+    answers = [Answer(Prompt.from_text(f"{i}?"), "x" * i) for i in range(5)]
+    found = Service(server.url, "it", 2, tracked=watch)(answers)
+    assert found.values == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert seen == [(0, 2), (1, 2), (2, 1)]
 
 
 def test_a_service_keeps_the_order_over_batches(server: Server):

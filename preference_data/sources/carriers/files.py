@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
+from preference_data.counts import counted
 from preference_data.quarantine import DataError
 from preference_data.sources.columns.mapping import Columns
 from preference_data.sources.store import IMPORT_FILE, RECORD_FILES
@@ -86,8 +87,8 @@ class Reading:
             if bad < good or head.startswith(codecs.BOM_UTF8):
                 self._damaged.add(path)
                 self.note(
-                    f"{path} is UTF-8 with {bad} bytes that are not; the rows that hold them "
-                    "were set aside."
+                    f"{path} is UTF-8 but for {counted(bad, 'byte')}; rows that hold such bytes "
+                    f"were set aside."
                 )
                 return encoding
             # No statistical guess: detectors call real cp1252 files cp1250.
@@ -171,6 +172,12 @@ def open_text(path: Path, reading: Reading) -> TextIO:
     encoding = reading.encoding_of(path)
     errors = "surrogateescape" if reading.is_damaged(path) else "strict"
     return io.TextIOWrapper(_open_bytes(path), encoding=encoding, errors=errors, newline="")
+
+
+def has_mark(path: Path) -> bool:
+    """Whether the file begins with a byte order mark, decompressed."""
+    marks = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+    return _head(path).startswith(marks)
 
 
 def bad_character(text: str) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO, cast
 
+from preference_data.counts import counted
 from preference_data.quarantine import DataError, Rejected
 from preference_data.sources.carriers.files import Reading, bad_character, open_text
 from preference_data.sources.carriers.rows import Row
@@ -24,7 +25,7 @@ FIELD_LIMIT = 64 << 20
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE = 1 << 16
-_SEP_LINE = re.compile(r"sep=(.)\r?\n?$")
+SEP_LINE = re.compile(r"sep=(.)\r?\n?$")
 _ROUNDED = re.compile(r"[0-9]\.[0-9]+E\+[0-9]+")
 _LONGEST_ROUNDED = len("1.23456789012345E+307")
 
@@ -114,7 +115,7 @@ class _Lines:
     def sep_line(self) -> str | None:
         """The delimiter of Excel's opening "sep=;" line, which is then left behind."""
         first = next(self._stream, "")
-        match = _SEP_LINE.fullmatch(first)
+        match = SEP_LINE.fullmatch(first)
         if match is None:
             self._ahead.extend([first] if first else [])
             return None
@@ -169,7 +170,7 @@ def row_of(
     at = f"row {number} (line {line})"
     if len(cells) != len(header):
         reason = "fields_extra" if len(cells) > len(header) else "fields_missing"
-        detail = f"{at} has {len(cells)} fields where the header has {len(header)}."
+        detail = f"{at} has {counted(len(cells), 'field')} where the header has {len(header)}."
         return Rejected(number, line, reason, detail, cells, str(path))
     if cells[-1].strip() in (header[-1], "") and _names(cells) == header:
         detail = f"{at} repeats the header."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
+from preference_data.counts import counted, verb
 from preference_data.quarantine import RowFault
 from preference_data.records import Ranks
 from preference_data.sources.cells import (
@@ -224,7 +225,11 @@ def _on_ranks(cells: Sequence[tuple[object, str]]) -> Opinion:
     ranks = tuple(as_rank(cell, name) for cell, name in cells)
     ranked = [rank for rank in ranks if rank is not None]
     if len(ranked) < 2:
-        raise RowFault("too_few_ranks", f"{len(ranked)} of {len(ranks)} answers are ranked.")
+        raise RowFault(
+            "too_few_ranks",
+            f"{len(ranked)} of {counted(len(ranks), 'answer')} {verb(len(ranked), 'is', 'are')} "
+            "ranked.",
+        )
     tie = len(ranked) == len(ranks) and len(set(ranked)) == 1
     return Opinion(ranks, "tie" if tie else None)
 
@@ -240,7 +245,9 @@ def _on_scores(columns: Columns) -> Callable[[Sequence[tuple[object, str]]], Opi
         scored = [score for score in scores if score is not None]
         if len(scored) < min(2, max(len(scores), 1)):
             raise RowFault(
-                "too_few_scores", f"{len(scored)} of {len(scores)} answers have a score."
+                "too_few_scores",
+                f"{len(scored)} of {counted(len(scores), 'answer')} "
+                f"{verb(len(scored), 'has', 'have')} a score.",
             )
         facts = {"kind": "rating", "scores": scores}
         if len(scores) == 1:
@@ -280,7 +287,11 @@ def _kept(cells: Sequence[object], kept: Kept) -> Sequence[object]:
 
 def _check_lengths(cells: Sequence[object], others: Sequence[object], option: str) -> None:
     if len(cells) != len(others):
-        raise RowFault("lengths_differ", f"{len(cells)} answers have {len(others)} {option}.")
+        raise RowFault(
+            "lengths_differ",
+            f"{counted(len(cells), 'answer')} {verb(len(cells), 'has', 'have')} {len(others)} "
+            f"{option}.",
+        )
 
 
 # --- opinions ------------------------------------------------------------------------------------

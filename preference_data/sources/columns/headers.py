@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
+from preference_data.counts import counted, verb
 from preference_data.quarantine import DataError, RowFault
 from preference_data.sources.carriers.rows import Row
 from preference_data.sources.columns.mapping import ColumnGroup, Columns, Matching
@@ -186,7 +187,7 @@ def _with_label(columns: Columns, found: Sequence[str], file: str) -> Columns:
     k = len(columns.responses) if isinstance(columns.responses, tuple) else 2
     if k != 2 and not (columns.label_is or columns.thumbs):
         raise DataError(
-            f"{file} has {k} columns of responses, and a label compares two. "
+            f"{file} has {counted(k, 'column')} of responses, and a label compares two. "
             "Map columns.ranks, or two columns.responses."
         )
     return replace(columns, label=columns.label or _usual("label", found))
@@ -205,7 +206,8 @@ def _aligned(
         group = _joined(option, group, keys, found, file)
     if isinstance(group, tuple) and group and len(group) != len(responses):
         raise DataError(
-            f"{len(group)} columns of {option} do not fit {len(responses)} of responses in {file}."
+            f"{counted(len(group), 'column')} of {option} {verb(len(group), 'does', 'do')} not "
+            f"fit {len(responses)} of responses in {file}."
         )
     return group
 

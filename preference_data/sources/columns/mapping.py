@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, cast, get_args
 
+from preference_data.counts import counted, verb
 from preference_data.records import AnnotatorKind, Split
 from preference_data.sources.cells import plain_label
 
@@ -326,8 +327,8 @@ def _ill_fitting_groups(columns: Columns) -> Iterator[str]:
             columns_of = cast("tuple[str, ...]", group)
             if responses and len(columns_of) != len(responses):
                 yield (
-                    f"{len(columns_of)} columns of {option} do not fit {len(responses)} of "
-                    "responses."
+                    f"{counted(len(columns_of), 'column')} of {option} "
+                    f"{verb(len(columns_of), 'does', 'do')} not fit {len(responses)} of responses."
                 )
     if columns.thumbs and (not isinstance(responses, tuple) or len(responses) != 1):
         yield "columns.thumbs needs one column of responses, as in responses: [completion]."

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from preference_data.counts import counted
 from preference_data.quarantine import RowFault
 from preference_data.records import Message, Outcome, Ranks, Response
 from preference_data.sources.cells import as_number, plain_label, shown
@@ -68,7 +69,9 @@ def opinion_of(verdict: Verdict, k: int = 2) -> Opinion:
     ranks, outcome = VERDICTS[verdict]
     if k != 2:
         if outcome is None:
-            raise RowFault("label_unknown", f"{verdict} is said of {k} answers; it compares two.")
+            raise RowFault(
+                "label_unknown", f"{verdict} is said of {counted(k, 'answer')}; it compares two."
+            )
         ranks = (ranks[0],) * k
     return Opinion(ranks, outcome)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from preference_data.counts import counted, verb
 from preference_data.quarantine import DataError, Rejected, SetAside
 from preference_data.sources.carriers import read_rows
 from preference_data.sources.carriers.files import Reading, find_files
@@ -113,5 +114,6 @@ def _note_unasked(
     if unasked:
         named = ", ".join(unasked[:5]) + (", …" if len(unasked) > 5 else "")
         reading.note(
-            f"{len(unasked)} items of columns.wide.items have no column in {file}: {named}."
+            f"{counted(len(unasked), 'item')} of columns.wide.items "
+            f"{verb(len(unasked), 'has', 'have')} no column in {file}: {named}."
         )

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any, cast
 
+from preference_data.counts import counted
 from preference_data.quarantine import DataError, RowFault
 from preference_data.records import JudgementKind, Outcome, Ranks
 from preference_data.sources.columns.mapping import Columns
@@ -229,7 +230,9 @@ def opinion_of_scores(scores: Sequence[float | None]) -> Opinion:
     if len(scores) == 1:
         return Opinion((None,), kind="rating", scores=tuple(scores))
     if sum(score is not None for score in scores) < 2:
-        raise RowFault("too_few_ratings", f"fewer than two of {len(scores)} answers are rated.")
+        raise RowFault(
+            "too_few_ratings", f"fewer than two of {counted(len(scores), 'answer')} are rated."
+        )
     ranks = ranks_by_score(scores)
     return Opinion(ranks, tie_of(ranks), "rating", tuple(scores))
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import cast
 
+from preference_data.counts import counted
 from preference_data.quarantine import DataError, Rejected, RowFault, SetAside
 from preference_data.records import AnnotatorKind, Judgement, Message, Prompt, Response
 from preference_data.sources.carriers.files import Reading
@@ -183,7 +184,8 @@ def _alternating(
     answers = _cell_turns(values, name, repair)
     if len(answers) != len(questions):
         raise RowFault(
-            "turns_differ", f"prompt has {len(questions)} turns and {name} {len(answers)}."
+            "turns_differ",
+            f"prompt has {counted(len(questions), 'turn')} and {name} {len(answers)}.",
         )
     turns: list[Message] = []
     for question, answer in zip(questions, answers, strict=True):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
+from preference_data.counts import counted, verb
 from preference_data.quarantine import RowFault
 from preference_data.records import AnnotatorKind, Judgement, Message, Prompt, Response
 from preference_data.sources.carriers.rows import Row
@@ -43,7 +44,8 @@ def imagereward(row: Row) -> tuple[Judgement, ...]:
     if len(generations) != len(ranking):
         raise RowFault(
             "ranking_uneven",
-            f"ranking has {len(ranking)} ranks for {len(generations)} generations.",
+            f"ranking has {counted(len(ranking), 'rank')} for "
+            f"{counted(len(generations), 'generation')}.",
         )
     answers: list[dict[str, object]] = [
         {"generation": generation, "ranking": rank}
@@ -96,7 +98,10 @@ def _ranking(
 ) -> tuple[Judgement, ...]:
     placed = sum(rank is not None for rank in ranks)
     if placed < 2:
-        raise RowFault("too_few_ranks", f"{placed} of {len(ranks)} answers are ranked.")
+        raise RowFault(
+            "too_few_ranks",
+            f"{placed} of {counted(len(ranks), 'answer')} {verb(placed, 'is', 'are')} ranked.",
+        )
     judgement = Judgement(
         prompt,
         tuple(responses),

@@ -11,11 +11,12 @@ import importlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import launchers
 
 import align.launched
 import align.peers
@@ -55,9 +56,7 @@ def with_fault(backward: Any, kind: str, steps: int) -> Any:
 def alone(fault: str) -> dict[str, Any]:
     """Two ranks in the folder called `fault`; how each ended, in JSON: its code, what it said, and
     how long after the fault."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = launchers.free_port()
     children = {_fork(fault, rank, port): rank for rank in range(2)}
     faulty = next(child for child, rank in children.items() if f":{rank}:" in fault)
     ended: dict[str, Any] = {}

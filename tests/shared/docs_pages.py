@@ -15,14 +15,15 @@ A block with a caption is a file of that name.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from by_path import load_module
+
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(
     path.relative_to(DOCS).as_posix()
@@ -93,8 +94,4 @@ def commands_of(block: Block) -> Iterator[tuple[str, str]]:
 
 def load(name: str) -> Any:
     """The module docs/extensions/NAME.py."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / "extensions" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(DOCS / "extensions" / f"{name}.py")

@@ -10,15 +10,15 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from loopback import serving
 
 ID = r"(?P<id>[^/]+/[^/]+)"
 TOKEN = "hf_tested"
@@ -78,15 +78,8 @@ def serve() -> Iterator[FakeHub]:
     """The hub, listening at `endpoint`."""
     hub = FakeHub()
     kind = type("BoundHandler", (Handler,), {"hub": hub})
-    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
-        hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(kind) as hub.endpoint:
+        yield hub
 
 
 class Refused(Exception):

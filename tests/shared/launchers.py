@@ -1,6 +1,6 @@
 """Starts runs as users start them, with each launcher, in process groups of their own.
 
-Not a test: the tests of launchers, faults and nodes load it.
+Not a test: those of launchers, faults, nodes and ranks use it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from small_runs import ONE_LAYER, builtin, world_of
+
+SHARED = Path(__file__).resolve().parent
+ROOT = SHARED.parents[1]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(SHARED)])
+"""For a file of tests that runs as a script: it finds this folder's modules as the tests do."""
 PATIENCE = 300
 """Seconds after which a test gives a run up; ends in 20 on two cores."""
 TRAIN = {
@@ -25,18 +30,10 @@ TRAIN = {
 SMALL: dict[str, Any] = {
     "name": "small",
     "output_dir": "run",
-    "base": {
-        "architecture": {
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300,
-        }
-    },
+    "base": {"architecture": ONE_LAYER},
     "lora": {"r": 2, "alpha": 4},
-    "world": {"documents": 30, "demonstrations": 120, "items": 40, "prompts": 30},
-    "data": {
-        "demonstrations": {"path": "builtin:demonstrations"},
-        "labels": {"path": "builtin:labels"},
-    },
+    "world": world_of(30, demonstrations=120, items=40),
+    "data": builtin("demonstrations", "labels"),
     "steps": {
         # Within an epoch: its last batch is filled up by accelerate, to as many rows on every rank.
         "sft": {"kind": "sft", "data": "demonstrations", "train": TRAIN},
@@ -45,7 +42,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 REWARD_ALONE: dict[str, Any] = {
     **SMALL,
-    "data": {"labels": SMALL["data"]["labels"]},
+    "data": builtin("labels"),
     "steps": {
         "reward": {
             "kind": "reward", "data": "labels", "init": "base",
@@ -106,15 +103,31 @@ def begin(
     )  # fmt: skip
 
 
-def end(process: subprocess.Popen[str]) -> Ended:
-    """Waits for it; nothing of it is left, whatever happens."""
+def end(*processes: subprocess.Popen[str]) -> list[Ended]:
+    """Waits for all of them; nothing of them is left, whatever happens."""
     try:
-        text, _ = process.communicate(timeout=PATIENCE)
-        return Ended(process.returncode, text)
+        texts = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return [Ended(process.returncode, text) for process, text in zip(processes, texts, strict=True)]
 
 
 def run(command: Sequence[str], folder: Path, more: Mapping[str, str] | None = None) -> Ended:
-    return end(begin(command, folder, more))
+    [ended] = end(begin(command, folder, more))
+    return ended
+
+
+def run_ranks(file: str, folder: Path, *arguments: str) -> list[Ended]:
+    """How two ranks that no launcher watches end: each runs a file of tests in `folder`."""
+    told = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "PYTHONPATH": PYTHONPATH,
+    }  # fmt: skip
+    command = [sys.executable, file, *arguments]
+    ranks = [
+        begin(command, folder, {**told, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    return end(*ranks)
