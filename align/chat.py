@@ -80,8 +80,7 @@ class Voice:
         if self.positions is not None and len(ids) + room > self.positions:
             raise TooLong(
                 f"its {counted(len(ids), 'token')} and {room} new ones are more than the "
-                f"{self.positions} "
-                f"positions of {self.name}"
+                f"{self.positions} positions of {self.name}"
             )
         return ids
 

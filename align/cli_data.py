@@ -97,8 +97,7 @@ def _read_key(path: Path) -> bytes:
     if len(key) < SHORTEST_KEY:
         raise ConfigError(
             f"--pseudonym-key: {path} holds {counted(len(key), 'byte')}; a key needs "
-            f"{SHORTEST_KEY} or more, "
-            "and is drawn at random."
+            f"{SHORTEST_KEY} or more, and is drawn at random."
         )
     return key
 

@@ -70,11 +70,12 @@ def respond(
 
 
 def check_positions(
-    model: Any, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, step: str
+    config: Any, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, step: str
 ) -> None:
-    """Raises ConfigError if a prompt of the `step` and its response are longer than the model's
-    positions: some models would fail hours later, others go on where they were never trained."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Raises ConfigError if a prompt of the `step` and its response are longer than the positions
+    of a model of this `config`: some would fail hours later, others go on where they were never
+    trained."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts)) + max_new_tokens
     if limit and longest > limit:
         raise ConfigError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from align.config import PPO, Config, ConfigError, Evaluate
@@ -97,7 +96,7 @@ def check_prompts(config: Config, names: Sequence[str]) -> None:
     if base_is_ours(config):
         path, revision = str(Path(config.output_dir) / "base"), None
     renderer = load_renderer(path, revision)
-    base = SimpleNamespace(config=AutoConfig.from_pretrained(path, revision=revision or "main"))
+    base = AutoConfig.from_pretrained(path, revision=revision or "main")
     clusters = Clusters(clusters_of(config))
     for name, step in steps.items():
         if isinstance(step, PPO | Evaluate):

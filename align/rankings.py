@@ -242,14 +242,12 @@ def _check_anything(
         why = f"{_reasons(left_out)}; " if left_out else ""
         raise DataError(
             f"data.{source}: none of the {counted(judgements, 'judgement')} can be trained on: "
-            f"{why}the rest "
-            f"is held out."
+            f"{why}the rest is held out."
         )
     if trains == "ties" and not any(row.pairs or row.soft for row in rows):
         raise DataError(
             f"data.{source}: all of the {counted(len(rows), 'judgement')} to train on are ties, "
-            "which do not "
-            f"say what a better answer is."
+            "which do not say what a better answer is."
         )
 
 

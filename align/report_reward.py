@@ -142,8 +142,7 @@ def _optional(card: Row) -> Any:
         yield Measure(
             "Margin on ties", f"{ties['margin']:.2f}",
             f"{counted(ties['pairs'], 'pair')} that people found equal, {100 * ties['share']:.0f} "
-            "% of all; "
-            f"{ties['margin_of_decided']:.2f} on the others",
+            f"% of all; {ties['margin_of_decided']:.2f} on the others",
         )  # fmt: skip
     if (check := card["overfit_check"]) is not None:
         yield Measure(

@@ -241,16 +241,13 @@ def chosen_in_words(selection: Selection, plan: Plan) -> str:
     if cut := selection.too_long_for_excel:
         lines.append(
             f"{counted(cut, 'question')} {verb(cut, 'has', 'have')} a text that Excel would cut; "
-            "have them "
-            "labelled in another program."
+            "have them labelled in another program."
         )
     if alike := selection.like_formulas:
         lines.append(
             f"{counted(alike, 'question')} {verb(alike, 'has', 'have')} a text that begins with = "
-            "+ - or @, "
-            "which a spreadsheet may change; `align import --key` restores it, as long as the "
-            "column "
-            "group stays as it is."
+            "+ - or @, which a spreadsheet may change; `align import --key` restores it, as long "
+            "as the column group stays as it is."
         )
     return "\n".join(lines)
 
@@ -285,9 +282,8 @@ def joined_in_words(joined: Joined, key: Path) -> str:
         more = unmatched - _ROWS_SHOWN
         lines.append(
             f"{unmatched:,} {verb(unmatched, 'matches', 'match')} no question, by id or by text, "
-            "and "
-            f"{verb(unmatched, 'stays as it is', 'stay as they are')} (row "
-            f"{rows}{f' and {more:,} more' if more > 0 else ''})."
+            f"and {verb(unmatched, 'stays as it is', 'stay as they are')} "
+            f"(row {rows}{f' and {more:,} more' if more > 0 else ''})."
         )
     return "\n".join(lines)
 

@@ -146,8 +146,7 @@ def read_benchmark(source: str, layout: str = "auto", limit: int | None = None) 
         reasons = reasons_in_words(Counter(fault.reason for fault in rejected))
         raise DataError(
             f"None of the {counted(len(rejected), 'row')} of {source} can be used as {name} "
-            f"({reasons}); the "
-            f"first: {rejected[0].detail}"
+            f"({reasons}); the first: {rejected[0].detail}"
         )
     if limit is not None:
         reading.note(f"Of each subset, the first {limit} alone.")

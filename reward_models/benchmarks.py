@@ -125,9 +125,7 @@ def run_benchmark(
     if not items:
         raise DataError(
             f"The model could score none of the {counted(len(unscored), 'item')} of "
-            f"{read.source}; the "
-            f"first: "
-            f"{unscored[0].reason}"
+            f"{read.source}; the first: {unscored[0].reason}"
         )
     evaluation = evaluate(read.layout, items, scores, seed)
     return BenchmarkReport(read, tuple(items), tuple(scores), tuple(unscored), evaluation, seed)

@@ -95,8 +95,7 @@ def checked(found: Any, answers: Sequence[Answer], name: str) -> list[float]:
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
         raise ScoringError(
             f"{name} gave {_described(found)}; it must give a list of "
-            f"{counted(len(answers), 'number')}, one "
-            f"for each answer"
+            f"{counted(len(answers), 'number')}, one for each answer"
         )
     if len(values) != len(answers):
         raise ScoringError(

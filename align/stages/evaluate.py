@@ -102,7 +102,9 @@ def _prompts(context: StageContext, roles: Roles):
     step = context.step
     asked = asked_prompts(context)
     found = fitting(context.config, context.name, asked, roles.renderer)
-    check_positions(roles.model, [ids for _, ids in found], step.max_new_tokens, context.name)
+    check_positions(
+        roles.model.config, [ids for _, ids in found], step.max_new_tokens, context.name
+    )
     return found, Rows(len(asked), len(found), len(asked) - len(found))
 
 

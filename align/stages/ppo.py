@@ -133,7 +133,9 @@ def _prompts(context: StageContext, roles: Roles) -> tuple[dict[tuple[int, ...],
     training = asked_prompts(context)
     fits = fitting(context.config, context.name, training, roles.renderer)
     found = {ids: prompt for prompt, ids in fits}
-    check_positions(roles.model, list(found), context.step.train.max_new_tokens, context.name)
+    check_positions(
+        roles.model.config, list(found), context.step.train.max_new_tokens, context.name
+    )
     return found, Rows(len(training), len(found), len(training) - len(found))
 
 

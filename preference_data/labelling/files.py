@@ -152,8 +152,7 @@ def apply_key(folder: Path, key: Path) -> Joined:
     if not matched:
         raise DataError(
             f"None of the {counted(len(answers), 'judgement')} of {folder} answers a question of "
-            f"{key}. "
-            "Give the key that was written with the labelling files."
+            f"{key}. Give the key that was written with the labelling files."
         )
     with record_sink(folder, "preferences") as sink:
         for judgement, question in answers:

@@ -183,8 +183,7 @@ def choose(
     if not len(open_pairs):
         raise DataError(
             f"There is no pair to ask: of {counted(len(pairs.prompt), 'pair')}, people have "
-            "judged all. Ask "
-            "for more votes on each (--votes), or give other answers."
+            "judged all. Ask for more votes on each (--votes), or give other answers."
         )
     choice = _Choice(candidates, pairs, plan.max_per_prompt)
     order = rng.permutation(open_pairs)

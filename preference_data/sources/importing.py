@@ -231,8 +231,7 @@ def _check_usable(path: str, usable: int, quarantine: Quarantine, allowed: float
     if usable:
         found = (
             f"{quarantine.faults} of {counted(rows_in, 'row')} of {path} cannot be used, more "
-            "than the "
-            f"{allowed:.2%} that max_quarantined allows"
+            f"than the {allowed:.2%} that max_quarantined allows"
         )
     reasons = reasons_in_words(quarantine.by_reason)
     raise _Unusable(f"{found} ({reasons}); the first: {quarantine.first.detail}")

@@ -305,6 +305,6 @@ def test_layers_that_share_a_weight_keep_their_adapters(roles: Roles):
 
 def test_a_prompt_beyond_the_positions_is_named(roles: Roles):
     limit = roles.model.config.max_position_embeddings
-    check_positions(roles.model, [(1,) * (limit - 5)], 5, "ppo")
+    check_positions(roles.model.config, [(1,) * (limit - 5)], 5, "ppo")
     with pytest.raises(ConfigError, match=r"steps\.ppo: the longest prompt and max_new_tokens are"):
-        check_positions(roles.model, [(1,), (1,) * (limit - 5)], 6, "ppo")
+        check_positions(roles.model.config, [(1,), (1,) * (limit - 5)], 6, "ppo")
