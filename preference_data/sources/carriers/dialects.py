@@ -62,11 +62,12 @@ def find_dialect(path: Path, reading: Reading) -> Dialect:
     delimiter = reading.delimiter or (said and said.group(1)) or find_delimiter(path, reading)
     rows = _rows(text[len(first) :] if said else text, delimiter)
     header, raw = next(rows)
+    body = [row for row in rows if len(row[0]) == len(header)]
+    if len(text) >= _SAMPLE:  # which may end within a cell of its last row
+        del body[-1:]
     quoted = [True] * len(header)
-    found = False
-    for cells, line in rows:
-        found = True
-        quoted = [a and b for a, b in zip(quoted, _quotes(cells, line), strict=False)]
+    for cells, line in body:
+        quoted = [a and b for a, b in zip(quoted, _quotes(cells, line), strict=True)]
     return Dialect(
         delimiter=delimiter,
         line_end=raw[len(raw.rstrip("\r\n")) :] or "\n",
@@ -74,7 +75,7 @@ def find_dialect(path: Path, reading: Reading) -> Dialect:
         says_delimiter=said is not None,
         header=tuple(header),
         header_quoted=tuple(_quotes(header, raw)),
-        quoted=tuple(quoted) if found else tuple(_quotes(header, raw)),
+        quoted=tuple(quoted) if body else tuple(_quotes(header, raw)),
     )
 
 
