@@ -336,7 +336,7 @@ def test_sampling_keeps_its_cache(make_roles: MakeRoles):
                 lambda _, inputs, seen=widths: seen.append(inputs[0].shape[1])
             )
             answers.append(respond(model, prompts, draws, roles.renderer, 1.0))
-        assert widths[0] == 3
+        assert widths[0] == 3 + 2  # the prompts in one row
         assert set(widths[1:]) == {1}
     assert answers[0] == answers[1]
 
