@@ -67,13 +67,20 @@ def fitting(config: Config, name: str, prompts: Sequence[Prompt], renderer: Rend
     longest = step.train.max_prompt_length if isinstance(step, PPO) else step.max_prompt_length
     option = "train.max_prompt_length" if isinstance(step, PPO) else "max_prompt_length"
     found: Fitting = []
+    refused: list[RenderingError] = []
     for prompt in tracked(prompts, "prompts", "prompts"):
         try:
             ids = renderer.prompt(prompt)
-        except RenderingError:
+        except RenderingError as error:
+            refused.append(error)
             continue
         if len(ids) <= longest:
             found.append((prompt, ids))
+    if not found and len(refused) == len(prompts):
+        raise ConfigError(
+            f"steps.{name}.data: none of {counted(len(prompts), 'prompt')} of data.{step.data} can "
+            f"be rendered; the first: {refused[0]}."
+        )
     if not found:
         raise ConfigError(
             f"steps.{name}.{option} is {longest}, and none of {counted(len(prompts), 'prompt')} of "
