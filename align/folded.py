@@ -13,6 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 EXACT = (torch.float32, torch.float64)
 """Types whose weights hold an adapter's change; half precision would round it away."""
+HALF = (torch.bfloat16, torch.float16)
+"""Types of a base whose adapters are in float32."""
 
 
 def fold(model: nn.Module) -> None:
@@ -26,17 +28,18 @@ def fold(model: nn.Module) -> None:
 
 
 class FoldedLinear(lora.Linear):
-    """peft's layer, which computes x (W + s B A)^T in one function where that is exact.
+    """peft's layer, which computes x (W + s B A)^T in one function where it can.
 
     Everything that is more than one plain adapter on a frozen layer is left to peft: dropout,
-    variants such as DoRA, biases, several or no active adapters, half precision, modules somebody
-    listens to.
+    variants such as DoRA, biases, several or no active adapters, modules somebody listens to.
+    On a base in half precision, the adapter's product is computed in it, too, as under autocast;
+    peft computes it in float32, from a copy of every input.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., out] of x [..., in]."""
         name = None if args or kwargs else self._plain_adapter()
-        if name is None or not self._exact(x, name):
+        if name is None or not self._known(x, name):
             return super().forward(x, *args, **kwargs)
         base: Any = self.base_layer
         weight = base.weight.T if isinstance(base, Conv1D) else base.weight
@@ -56,20 +59,26 @@ class FoldedLinear(lora.Linear):
         drops = dropout.training and not isinstance(dropout, nn.Identity)
         return None if drops else name
 
-    def _exact(self, x: Tensor, name: str) -> bool:
-        """Whether all tensors are whole and of one exact type, the layer is frozen, and nobody
-        would miss a call of the layers in it."""
+    def _known(self, x: Tensor, name: str) -> bool:
+        """Whether all tensors are whole and of types that belong together, the layer is frozen,
+        and nobody would miss a call of the layers in it."""
         parts: tuple[Any, ...] = (self.base_layer, self.lora_A[name], self.lora_B[name])
         base, *factors = parts
         return (
             type(base) in (nn.Linear, Conv1D)
-            and x.dtype in EXACT
-            and all(part.weight.dtype == x.dtype and part.weight.dim() == 2 for part in parts)
+            and x.dtype in EXACT + HALF
+            and base.weight.dtype == x.dtype
+            and all(factor.weight.dtype in _factor_types(x.dtype) for factor in factors)
+            and all(part.weight.dim() == 2 for part in parts)
             and not any(parameter.requires_grad for parameter in base.parameters())
             and all(type(factor) is nn.Linear and factor.bias is None for factor in factors)
             and not any(map(_listened_to, parts))
             and not torch.is_autocast_enabled(x.device.type)
         )
+
+
+def _factor_types(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    return (dtype, torch.float32) if dtype in HALF else (dtype,)
 
 
 def _listened_to(part: nn.Module) -> bool:
@@ -85,7 +94,7 @@ class _Folded(torch.autograd.Function):
     With g the gradient of y: that of x is g W', that of B is s g^T (x A^T) and that of A is
     s (g B)^T x, where what is in brackets has r columns. With many tokens W' is made, and made
     again in the backward pass: kept, those of all layers would be another base in memory. With few,
-    the adapter's product is added to the layer's in place.
+    or in half precision, the adapter's product is added to the layer's in place.
     """
 
     @staticmethod
@@ -94,8 +103,9 @@ class _Folded(torch.autograd.Function):
     ) -> Tensor:
         """[..., out] of x [..., in], weight [out, in], bias [out], a [r, in] and b [out, r]."""
         wanted = any(ctx.needs_input_grad[3:5])
+        ctx.scale, ctx.factor_types = scale, (a.dtype, b.dtype)
+        a, b = a.to(x.dtype), b.to(x.dtype)
         ctx.save_for_backward(x if wanted else None, weight, a, b)
-        ctx.scale = scale
         # Made here, not by a reshape: autograd lets nobody change a view of ours in place.
         y = x.new_empty(*x.shape[:-1], weight.shape[0])
         rows, out = _rows(x), _rows(y)
@@ -123,9 +133,9 @@ class _Folded(torch.autograd.Function):
                 grad_x = (flat @ weight).addmm_(narrow, a, alpha=ctx.scale)
             grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[1])
         if ctx.needs_input_grad[3]:
-            grad_a = (narrow.T @ _rows(x)).mul_(ctx.scale)
+            grad_a = (narrow.T @ _rows(x)).to(ctx.factor_types[0]).mul_(ctx.scale)
         if ctx.needs_input_grad[4]:
-            grad_b = (flat.T @ (_rows(x) @ a.T)).mul_(ctx.scale)
+            grad_b = (flat.T @ (_rows(x) @ a.T)).to(ctx.factor_types[1]).mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -140,9 +150,9 @@ def _folding_pays(x: Tensor, weight: Tensor) -> bool:
     A fold is 2 r in out operations, the adapter beside the layer 2 r (in + out) a token. That would
     be even at in out / (in + out) tokens, but a fold writes a weight for every r multiplications:
     measured on a CPU (r 16, layers of 256 and 1,024), it pays from about four times as many. So W'
-    is also smaller than the input and the output.
+    is also smaller than the input and the output. In half precision it would be rounded.
     """
-    return x.numel() // x.shape[-1] > sum(weight.shape)
+    return x.dtype in EXACT and x.numel() // x.shape[-1] > sum(weight.shape)
 
 
 def _folded(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:

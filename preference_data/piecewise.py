@@ -8,7 +8,6 @@ transformers calls `attend` where a model's attention implementation is NAME.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from preference_data.batches import UNUSED, PackedBatch
+from preference_data.piece_attention import causal_tail, piecewise_attention
 
 NAME = "piecewise"
 
@@ -33,18 +33,21 @@ class Pieces:
     """Tokens of each piece, in order."""
     prompts: list[int | None]
     """Which piece a completion's prompt is; None for a prompt."""
+    layout: Tensor = field(init=False)
+    """The same as a tensor (see `piecewise_attention`)."""
+    tail: Tensor = field(init=False)
+    """What the longest completion sees behind the longest prompt."""
     calls: int = 0
     """Layers that have read it."""
-    _tails: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def tail(self, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
-        """[queries, keys] 0 where one of the last tokens may see another, -inf elsewhere."""
-        known = self._tails.get((queries, keys, dtype))
-        if known is None:
-            hidden = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
-            known = torch.zeros(queries, keys, dtype=dtype).masked_fill_(hidden, float("-inf"))
-            self._tails[queries, keys, dtype] = known
-        return known
+    def __post_init__(self) -> None:
+        prompts = [-1 if prompt is None else prompt for prompt in self.prompts]
+        self.layout = torch.tensor([self.sizes, prompts]).T
+        read = [
+            (size, p) for size, p in zip(self.sizes, self.prompts, strict=True) if p is not None
+        ]
+        longest = max((size for size, _ in read), default=0)
+        self.tail = causal_tail(longest, max((self.sizes[p] for _, p in read), default=0))
 
 
 def pieces_of(batch: PackedBatch) -> tuple[Tensor, Pieces]:
@@ -53,13 +56,13 @@ def pieces_of(batch: PackedBatch) -> tuple[Tensor, Pieces]:
     used = (group != UNUSED).nonzero().squeeze(1)
     named = torch.stack((group[used], branch[used]), dim=1)
     runs, sizes = torch.unique_consecutive(named, dim=0, return_counts=True)
-    found = Pieces(sizes.tolist(), [])
+    prompts: list[int | None] = []
     prompt: dict[int, int] = {}
     for piece, (of_group, of_branch) in enumerate(runs.tolist()):
         if of_branch == 0:
             prompt[of_group] = piece
-        found.prompts.append(None if of_branch == 0 else prompt[of_group])
-    return used, found
+        prompts.append(None if of_branch == 0 else prompt[of_group])
+    return used, Pieces(sizes.tolist(), prompts)
 
 
 def attend(
@@ -78,34 +81,16 @@ def attend(
     Raises Lost for what is more than causal attention by softmax.
     """
     wanted = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
+    if dropout:
+        wanted.append("dropout")
+    if query.shape[-1] != value.shape[-1]:
+        wanted.append("heads of two widths")
     if pieces is None or wanted or attention_mask is not None or not _is_causal(module, more):
         raise Lost(", ".join(wanted) or "the pieces")
     pieces.calls += 1
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:
-        key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
-    found = _attended(
-        query.split(pieces.sizes, 2), key.split(pieces.sizes, 2), value.split(pieces.sizes, 2),
-        pieces, dropout, scaling,
-    )  # fmt: skip
-    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _attended(
-    queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor],
-    pieces: Pieces, dropout: float, scaling: float | None,
-) -> list[Tensor]:  # fmt: skip
-    attention = torch.nn.functional.scaled_dot_product_attention
-    found: list[Tensor] = []
-    for piece, prompt in enumerate(pieces.prompts):
-        query, key, value = queries[piece], keys[piece], values[piece]
-        if prompt is None:
-            found.append(attention(query, key, value, None, dropout, is_causal=True, scale=scaling))
-            continue
-        key, value = torch.cat((keys[prompt], key), 2), torch.cat((values[prompt], value), 2)
-        tail = pieces.tail(query.shape[2], key.shape[2], query.dtype)
-        found.append(attention(query, key, value, tail, dropout, scale=scaling))
-    return found
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    found, _ = piecewise_attention(query, key, value, pieces.layout, pieces.tail, scale)
+    return found, None
 
 
 def _is_causal(module: Any, more: dict[str, Any]) -> bool:

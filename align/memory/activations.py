@@ -1,20 +1,21 @@
 """Bytes that a forward and backward pass holds: what each layer keeps, and what it works with.
 
-The counts are of tensors that autograd was seen to keep in transformers' layers (sdpa attention
-with a dense mask), in units of tokens. D is the hidden size, F the MLP's, A the queries' width, K
-the keys', L the length of a row, H the heads, r the adapter's rank, e the bytes of a number.
+The counts are of tensors that autograd was seen to keep in transformers' layers, by token. D is the
+hidden size, F the MLP's, A the queries' width, K the keys', L the length of a row, H the heads, r
+the adapter's rank, e the bytes of a number.
 
 A layer of a token keeps, with e bytes a number unless said otherwise:
 - two norms: their input, D each (in float32 if the norm computes in it), and a statistic or two;
   the normalised, D each, if the norm's weight is trained and the norm is an RMS norm;
-- attention: queries, keys and values as they are multiplied, 3 A (keys repeated for each head under
-  grouped queries), the output A, the log of the softmax's sum (4 H bytes), and the mask as numbers,
-  L: sdpa turns True and False into 0 and -inf again in every layer;
+- attention: queries, keys and values, A + 2 K piece by piece; as they are multiplied under a mask,
+  3 A (keys repeated for each head under grouped queries), and the mask as numbers, L: sdpa turns
+  True and False into 0 and -inf again in every layer; the output A, and the log of the softmax's
+  sum (4 H bytes);
 - a gated MLP: gate, its activation and the other factor, 3 F; without a gate the activation's own
   steps, F or 4 F;
 - the inputs of linear layers that a gradient of weights needs: D before the attention, D before the
   MLP, F inside it; what is attention's output is kept already. An adapter that is computed beside
-  its layer (half precision, dropout) keeps a float32 copy for each layer instead, and 4 r bytes;
+  its layer (dropout) keeps a float32 copy for each layer instead, and 4 r bytes;
   dropout as much again.
 """
 
@@ -55,14 +56,13 @@ class Pass:
     """tokens whose logits are computed"""
     fused_head: bool = False
     """whether trl's head computes the logits, of all tokens"""
-    repeated: float | None = None
-    """keys that are laid again beside completions, which read their prompt and themselves, by
-    token; None where tokens attend under a mask"""
+    pieces: bool = False
+    """whether attention goes piece by piece (`preference_data.piecewise`), without a mask"""
 
     @property
     def masked(self) -> float:
         """Keys that the mask of a token names."""
-        return self.row if self.repeated is None else 0.0
+        return 0.0 if self.pieces else self.row
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Activations:
 
     def backward(self, batch: Pass) -> float:
         """At the peak of a forward and backward pass, above weights, gradients and optimiser."""
-        kept, layers = self.kept(batch.row, batch.repeated), self.base.num_hidden_layers
+        kept, layers = self.kept(batch.masked), self.base.num_hidden_layers
         held = self._around(batch)
         entries = self.base.hidden_size * self.size * layers if self.checkpointing else 0.0
         all_layers = (entries if self.checkpointing else kept * layers) * batch.tokens
@@ -116,33 +116,25 @@ class Activations:
     @property
     def folded(self) -> bool:
         """Whether an adapter is computed within its layer's own function (`align.folded`)."""
-        return self.lora is not None and self.size == 4 and not self._drops
+        return self.lora is not None and not self._drops
 
     @property
     def _drops(self) -> bool:
         return self.lora is not None and self.dropout and self.lora.dropout > 0
 
-    def kept(self, row: float, repeated: float | None = None) -> float:
-        """Bytes of a token by a layer, in rows of so many tokens; or piece by piece, with so many
-        keys and values a token laid again (see `Pass`)."""
+    def kept(self, masked: float) -> float:
+        """Bytes of a token by a layer, whose mask names so many keys; none piece by piece."""
         base, size = self.base, self.size
         norms = 2 * (base.hidden_size * self._norm_size + (4 if base.rms_norm else 2 * size))
         if self.lora is None and base.rms_norm:
             norms += 2 * base.hidden_size * size
         if base.query_norms:
             norms += (base.query_size + base.key_size) * self._norm_size
-        attention = 4 * base.query_size * size + 4 * base.num_attention_heads
-        attention += row * size if repeated is None else self._pieces(repeated)
+        keys = base.query_size if masked else base.key_size
+        attention = 2 * (base.query_size + keys) * size + 4 * base.num_attention_heads
+        attention += masked * size
         steps = 3 if base.gated else ACTIVATION_STEPS.get(base.activation, 1)
         return norms + attention + steps * base.intermediate_size * size + self._inputs()
-
-    def _pieces(self, repeated: float) -> float:
-        """Keys and values laid again, and the pieces' outputs in one, if the layer after them keeps
-        what it reads."""
-        reads = self.lora is None or (
-            self.folded and bool(self._adapted() & {"o_proj", "c_proj", "dense", "out_proj"})
-        )
-        return (2 * repeated + reads) * self.base.query_size * self.size
 
     def _adapted(self) -> set[str]:
         """Names of the layers with adapters."""
@@ -163,7 +155,8 @@ class Activations:
         wide = {into for _, into in adapted if into == base.intermediate_size}
         before = bool(names & {"q_proj", "k_proj", "v_proj", "c_attn", "query_key_value"})
         inside = bool(names & {"gate_proj", "up_proj", "c_fc", "dense_h_to_4h", "gate_up_proj"})
-        return 4 * (base.hidden_size * (before + inside) + base.intermediate_size * bool(wide))
+        numbers = base.hidden_size * (before + inside) + base.intermediate_size * bool(wide)
+        return numbers * self.size
 
     def _working(self, tokens: float) -> float:
         """Gradients inside the last layer's MLP, where most is kept still."""

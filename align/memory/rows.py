@@ -37,15 +37,6 @@ class Rows:
     def mean(self) -> float:
         return sum(self.lengths) / len(self.lengths)
 
-    @property
-    def repeated(self) -> float:
-        """Tokens of all conversations, prompts repeated, by token that is laid. Answers are taken
-        to be as long as their prompt's longest."""
-        prompt = (1 - self.answered) * self.mean
-        longest = sum(self.conversations) / len(self.conversations) - prompt
-        answers = max(1.0, self.answered * self.mean / longest) if longest > 0 else 1.0
-        return answers * (1 - self.answered) + self.answered
-
     def fitting(self, max_length: int) -> tuple[int, ...]:
         """`lengths` of the rows without a longer conversation; of all, if that leaves none."""
         both = zip(self.lengths, self.conversations, strict=True)

@@ -244,14 +244,14 @@ class Estimator:
         largest, parts = self._part(lengths, train.train_batch_size, train.tokens_per_forward, 1)
         answered = known.answered if known else 2 / 3
         predicted = largest.used * answered if isinstance(train, DPOTrain) else 0.0
-        return self._packed(largest, predicted, known.repeated if known else 4 / 3), parts
+        return self._packed(largest, predicted), parts
 
-    def _packed(self, part: Layout, predicted: float, repeated: float) -> Pass:
+    def _packed(self, part: Layout, predicted: float) -> Pass:
         """On a CPU without unused tokens and masks, unless other attention than sdpa is asked for
         (`preference_data.piecewise`)."""
         if self.on_gpu or self.config.base.attention not in ("auto", "sdpa"):
             return Pass(part.tokens, part.row, predicted)
-        return Pass(part.used, part.row, predicted, repeated=repeated)
+        return Pass(part.used, part.row, predicted, pieces=True)
 
     def _part(
         self, lengths: tuple[int, ...], members: int, tokens: int, alone: int
@@ -282,13 +282,13 @@ class Estimator:
         part, _ = self._part(lengths, step_of, train.tokens_per_forward, 2)
         use = replace(sharded, phase="update", gradients=found.gradients)
         use = replace(use, parameters=use.parameters + self._gathered(trained))
-        batch = self._packed(part, part.used * share, 1.0)
+        batch = self._packed(part, part.used * share)
         yield replace(use, activations=acts.backward(batch))
         mine = max(1, min(responses, train.rollout_batch_size or responses))
         used = min(float(train.tokens_per_forward), mine * sum(lengths) / len(lengths))
         more = used / part.used
         read = Layout(round(part.tokens * more), part.row, round(used))
-        batch = self._packed(read, used * share, 1.0)
+        batch = self._packed(read, used * share)
         yield replace(weights, phase="scoring", activations=acts.forward(batch))
         step_use = replace(use, parameters=sharded.parameters, phase="optimizer step")
         yield replace(step_use, activations=self._stepping(found, False))
@@ -333,7 +333,7 @@ class Estimator:
         rows = math.ceil(step.prompts / self.sharding.world_size)
         length = prompt + step.max_new_tokens
         row = round(min(READ_AT_ONCE, ROW_STRETCH * length))
-        read = self._packed(Layout(READ_AT_ONCE, row, READ_AT_ONCE), READ_AT_ONCE / 2, 1.0)
+        read = self._packed(Layout(READ_AT_ONCE, row, READ_AT_ONCE), READ_AT_ONCE / 2)
         sampling = acts.sampling(rows, rows, prompt, length)
         return replace(
             self._weights("sampling", _roles(step, self.config)),

@@ -191,8 +191,10 @@ def test_packed_is_alone(
 ):  # fmt: skip
     roles = build(*FAMILIES[family], renderer, lora)
     taken: list[int] = []
-    attended = piecewise._attended
-    monkeypatch.setattr(piecewise, "_attended", lambda *a: taken.append(len(a[0])) or attended(*a))
+    attended = piecewise.piecewise_attention
+    monkeypatch.setattr(
+        piecewise, "piecewise_attention", lambda *a: taken.append(len(a[3])) or attended(*a)
+    )
     theirs = alone(roles, groups)
     # The model tells the conversations and the tokens apart, and so do the gradients.
     assert theirs.scores.std() > 0.3

@@ -159,25 +159,23 @@ def kept_by(roles: Roles, batch: Any) -> float:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", ADAPTERS)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
-@pytest.mark.parametrize("repeated", [1.0, 1.35, None])
+@pytest.mark.parametrize("answers", [(20,), (20, 11), None])
 def test_a_layer_keeps_what_autograd_keeps(
     folder_of: Callable[..., Path], renderer: Renderer, name: str, lora: str, dtype: Any,
-    repeated: float | None, monkeypatch: pytest.MonkeyPatch,
+    answers: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     """The difference between models of 3 layers and of 2 is what a layer keeps: piece by piece with
-    one answer (1 key again for each of 23) or two (3 + 20 and 3 + 11 for 34 tokens), or masked."""
-    if repeated is None:
+    one answer a prompt or two, which read its keys where they lie, or masked."""
+    if answers is None:
         monkeypatch.setattr(attention, "_goes_piecewise", lambda *_: False)
     layers = "n_layer" if name == "gpt2" else "num_hidden_layers"
     chance = random.Random(0)
-    answers = [20, 11] if repeated == 1.35 else [20]
+    sizes = answers or (20,)
     groups = [
-        Group((5, 6, 7), tuple(tuple(chance.choices(range(9, 99), k=size)) for size in answers))
+        Group((5, 6, 7), tuple(tuple(chance.choices(range(9, 99), k=size)) for size in sizes))
         for _ in range(9)
     ]
     batch = pack(groups)
-    if repeated == 1.35:
-        repeated = (3 + 20 + 3 + 11) / 34
     folders = [folder_of(name, **{layers: count}) for count in (2, 3)]
     found = []
     for folder in folders:
@@ -187,11 +185,12 @@ def test_a_layer_keeps_what_autograd_keeps(
     base = read_architecture(Base(model=str(folders[0])), folders[0])
     size = 4 if dtype == "float32" else 2
     acts = Activations(base, size, ADAPTERS[lora], checkpointing=False)
-    tokens = batch.input_ids.numel() if repeated is None else batch.tokens
+    tokens = batch.tokens if answers else batch.input_ids.numel()
     row = batch.input_ids.shape[1]
-    one, two = (acts.backward(Pass(n * tokens, row, repeated=repeated)) for n in (1, 2))
+    one, two = (acts.backward(Pass(n * tokens, row, pieces=bool(answers))) for n in (1, 2))
     assert two - 2 * one == pytest.approx(0, abs=1e-6)  # all is proportional to the tokens
-    assert acts.kept(row, repeated) * tokens == pytest.approx(found[1] - found[0], rel=0.02)
+    masked = 0 if answers else row
+    assert acts.kept(masked) * tokens == pytest.approx(found[1] - found[0], rel=0.02)
 
 
 def test_a_layer_by_hand(folder_of: Callable[..., Path]):

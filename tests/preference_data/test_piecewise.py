@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from preference_data import attention
+from preference_data import attention, piece_attention
 from preference_data.attention import dense_mask, hidden_states
 from preference_data.batches import Group, PackedBatch, pack
+from preference_data.piece_attention import piecewise_attention
 from preference_data.piecewise import Attending, Lost, attend, attending_now, pieces_of
 
 GROUPS = [
@@ -73,6 +74,39 @@ def test_it_is_attention_under_the_mask(shared: int, row_tokens: int):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [1, 2])
+def test_the_operator_is_one_of_torch(shared: int, dtype: torch.dtype):
+    """Its schema, its shapes for compilers and its registration; in double precision the gradient
+    also against finite differences."""
+    _, pieces = pieces_of(pack(GROUPS))
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        torch.randn(1, heads, 19, 8, generator=generator, dtype=torch.float64)
+        .to(dtype).requires_grad_()
+        for heads in (2 * shared, 2, 2)
+    ]  # fmt: skip
+    more = (pieces.layout, pieces.tail, 0.3)
+    torch.library.opcheck(piecewise_attention, (*parts, *more))
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(lambda *of: piecewise_attention(*of, *more)[0], parts)
+
+
+def test_half_precision_is_rounded_at_the_end_only():
+    _, pieces = pieces_of(pack(GROUPS))
+    generator = torch.Generator().manual_seed(0)
+    half = [torch.randn(1, 2, 19, 8, generator=generator).bfloat16() for _ in range(3)]
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        parts = [part.to(dtype).requires_grad_() for part in half]
+        output, _ = piecewise_attention(*parts, pieces.layout, pieces.tail, 0.3)
+        weight = torch.ones_like(output)
+        found.append([output, *torch.autograd.grad(output, parts, weight)])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.float(), theirs, rtol=2**-8, atol=2**-8)
+
+
 class Attended(TorchDispatchMode):
     """Counts (queries * keys) of what attention kernels are given, and the tokens of embeddings."""
 
@@ -83,10 +117,13 @@ class Attended(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         name = str(function)
         if "scaled_dot_product" in name and "backward" not in name:
-            self.pairs += args[0].shape[0] * args[0].shape[2] * args[1].shape[2]
+            self.count(*args)
         if "embedding" in name and "backward" not in name:
             self.tokens = max(self.tokens, args[1].numel())
         return function(*args, **(kwargs or {}))
+
+    def count(self, query: Tensor, key: Tensor, *_: Any) -> None:
+        self.pairs += query.shape[0] * query.shape[2] * key.shape[2]
 
 
 @pytest.fixture
@@ -105,12 +142,19 @@ def states(model: Any, batch: PackedBatch) -> Tensor:
     return hidden_states(model, batch).flatten(0, 1)[batch.last_at]
 
 
-def test_no_unused_token_is_computed_and_nobody_looks_at_other_groups(llama: Any):
+def test_no_unused_token_is_computed_and_nobody_looks_at_other_groups(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+):
     """A layer's pairs: of the groups 9 + 2 * 5 + 1 * 4 (3 queries see 3 keys, 2 see 5, 1 sees 4),
     1 + 3 * 4, and 4 + 3 + 2 * 4 + 3 * 5 + 3; under a mask two rows of 10 by 10."""
     batch = pack(GROUPS, row_tokens=10)
     seen = (9 + 10 + 4) + (1 + 12) + (4 + 3 + 8 + 15 + 3)
+    kernel = piece_attention._kernel  # within our own operator, which the mode does not enter
     with Attended() as piecewise_, torch.no_grad():
+        monkeypatch.setattr(
+            piece_attention, "_kernel",
+            lambda *args, **more: piecewise_.count(*args) or kernel(*args, **more),
+        )  # fmt: skip
         states(llama, batch)
     assert (piecewise_.pairs, piecewise_.tokens) == (2 * seen, 19)
 
@@ -139,6 +183,7 @@ def test_a_model_that_keeps_its_arguments_to_itself_attends_under_the_mask(
     [
         ({}, {"softcap": 30.0}),
         ({}, {"s_aux": torch.zeros(2)}),
+        ({}, {"dropout": 0.1}),
         ({"is_causal": False}, {}),
         ({}, {"is_causal": False}),
         ({}, {"pieces": None}),
