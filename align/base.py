@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from align.compiling import compile_later
 from align.config import Base, ConfigError
 from align.memory.architecture import TINY
 from preference_data.attention import hidden_states
@@ -96,6 +97,8 @@ def load_base(path: str, base: Base, device: torch.device) -> Any:
     _refuse_inexact(path, model)
     if base.gradient_checkpointing:
         _mark_layers(path, model)
+    if base.compile:
+        compile_later(model, device)
     return model
 
 

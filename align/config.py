@@ -296,6 +296,7 @@ def check_graph(config: Config) -> None:
                 raise ConfigError(f"steps.{name}.{option} {problem}.")
     _check_sources(config)
     _check_precision(config)
+    _check_compile(config)
     for option, why in _ineffective(config):
         raise ConfigError(f"{option} has no effect {why}; remove it.")
 
@@ -358,6 +359,16 @@ def _check_precision(config: Config) -> None:
                 f"own weights and lose most of each update to rounding; use float32, LoRA, or "
                 f"deepspeed with bf16."
             )
+
+
+def _check_compile(config: Config) -> None:
+    if not config.base.compile:
+        return
+    if config.base.gradient_checkpointing:
+        raise ConfigError(
+            "base.compile and base.gradient_checkpointing are both true, but a compiled layer "
+            "cannot be computed again; choose one."
+        )
 
 
 def _check_sources(config: Config) -> None:

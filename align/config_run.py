@@ -62,6 +62,10 @@ class Base(Section):
     gradient_checkpointing: bool = False
     """Keep only each layer's input while training and compute the layer again in the backward pass:
     much less memory for about a third more time, and the same numbers."""
+    compile: bool = False
+    """Compile the base's layers (`torch.compile`) for reward, dpo, ppo and whatever scores: each
+    pass is faster, the first ones wait for the compiler, and numbers differ by rounding. Needs a
+    C++ compiler; excludes gradient_checkpointing and ZeRO-3."""
     architecture: dict[str, int | float | bool | str] = Field(
         default_factory=dict[str, int | float | bool | str]
     )

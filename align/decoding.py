@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.compiling import uncompiled
 from align.kv_cache import roomy_cache, spread
 from preference_data.attention import read_prompts
 
@@ -67,12 +68,13 @@ class Decoding:
 
 @contextlib.contextmanager
 def any_length(model: Any) -> Iterator[None]:
-    """flex_attention would be compiled again for every length that a response goes through."""
+    """Nothing is compiled, for it would be again for every length that a response goes through."""
     before = model.config._attn_implementation
     if before == "flex_attention":
         model.config._attn_implementation = "sdpa"
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         model.config._attn_implementation = before
 

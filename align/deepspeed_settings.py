@@ -146,6 +146,11 @@ def _impossible(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _conflicts(settings: Mapping[str, Any], config: Config) -> Iterator[str]:
     yield from _of_precision(settings, config)
+    if config.base.compile and stage_of(settings) == 3:
+        yield (
+            "sets zero_optimization.stage to 3, which gathers weights behind a compiler's back; "
+            "set base.compile to false, or use stage 2."
+        )
     for name, step in config.steps.items():
         if isinstance(step, TRAINED):
             for key, option, ours in _said_by(step):

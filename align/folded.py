@@ -150,8 +150,11 @@ def _folding_pays(x: Tensor, weight: Tensor) -> bool:
     A fold is 2 r in out operations, the adapter beside the layer 2 r (in + out) a token. That would
     be even at in out / (in + out) tokens, but a fold writes a weight for every r multiplications:
     measured on a CPU (r 16, layers of 256 and 1,024), it pays from about four times as many. So W'
-    is also smaller than the input and the output. In half precision it would be rounded.
+    is also smaller than the input and the output. In half precision it would be rounded. Compiled
+    code is made for training's many tokens, once for all their numbers.
     """
+    if x.dtype in EXACT and torch.compiler.is_compiling():
+        return True
     return x.dtype in EXACT and x.numel() // x.shape[-1] > sum(weight.shape)
 
 

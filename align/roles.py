@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from align.adapters import Active, Pinned, adapted, checkpointing
+from align.compiling import compiled
 from align.config import Lora
 from align.folded import fold
 from align.logits import Entropy, TokenLogprobs, token_logprobs
@@ -208,7 +209,7 @@ class Roles(nn.Module):
     def hidden(self, role: str, batch: PackedBatch) -> Tensor:
         """[S, T, D] last hidden states."""
         with self.active(role) as model, checkpointing(model):
-            return hidden_states(model, batch)
+            return hidden_states(model, batch, compiled(model))
 
     def logprobs(
         self, role: str, batch: PackedBatch, temperature: float = 1.0, entropy: Entropy = "none"

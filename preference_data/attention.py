@@ -33,22 +33,24 @@ _ONE_AT_A_TIME = threading.RLock()
 """A model's attention is a setting of its configuration, which all threads share."""
 
 
-def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
+def hidden_states(model: Any, batch: PackedBatch, compiled: bool = False) -> Tensor:
     """[S, T, D] last hidden states of each conversation of `batch`, as if it were alone.
 
     `model` is a transformers model for a task; its trunk (`base_model`) is called. Where tokens are
-    UNUSED the states mean nothing.
+    UNUSED the states mean nothing. Layers that are `compiled` tell nobody what they read: whether
+    the model hands its attention what it needs must be known.
     """
     with _ONE_AT_A_TIME:
-        return _hidden_states(model, batch)
+        return _hidden_states(model, batch, compiled)
 
 
-def _hidden_states(model: Any, batch: PackedBatch) -> Tensor:
+def _hidden_states(model: Any, batch: PackedBatch, compiled: bool) -> Tensor:
     states = None
     if _goes_piecewise(model, batch.input_ids.device, int(batch.position_ids.max())):
         layout = _compact(batch)
         try:
-            states = _by_pieces(model, model.base_model, layout.arguments).last_hidden_state
+            output = _by_pieces(model, model.base_model, layout.arguments, compiled)
+            states = output.last_hidden_state
         except piecewise.Lost as lost:
             _without_pieces(model.config.model_type, str(lost))
     if states is None:
@@ -185,12 +187,15 @@ def _compact(batch: PackedBatch) -> _Layout:
     return _Layout(arguments, source)
 
 
-def _by_pieces(model: Any, called: Any, arguments: dict[str, Any]) -> Any:
+def _by_pieces(model: Any, called: Any, arguments: dict[str, Any], compiled: bool = False) -> Any:
     """What `called`, the model or its trunk, gives. Raises Lost if a layer went without them."""
     piecewise.register()
     with piecewise.Attending(model.config, piecewise.NAME):
         output = called(**arguments)
-    if arguments["pieces"].calls < model.config.get_text_config().num_hidden_layers:
+    if (
+        not compiled
+        and arguments["pieces"].calls < model.config.get_text_config().num_hidden_layers
+    ):
         raise piecewise.Lost("the pieces")
     return output
 

@@ -21,7 +21,7 @@ _kernel_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_c
 
 def causal_tail(longest: int, before: int) -> Tensor:
     """Float32 [longest, before + longest]: 0 where one of the last tokens may see another, -inf
-    elsewhere. Shorter ones are parts of it (`_Piece.mask`)."""
+    elsewhere. Shorter ones are parts of it."""
     hidden = torch.ones(longest, before + longest, dtype=torch.bool).triu(before + 1)
     return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
@@ -37,18 +37,14 @@ def piecewise_attention(
     is (else -1). `tail` is a `causal_tail` that is as long as the longest completion, behind the
     longest prompt.
     """
-    at = _computed(query.dtype)
-    queries, keys, values = query.to(at), _spread(key, query, at), _spread(value, query, at)
-    found = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
-    sums = torch.empty(found.shape[1:3], dtype=at)
-    for piece in _pieces(layout):
-        part, logs = _kernel(
-            queries[:, :, piece.own], piece.seen(keys), piece.seen(values), 0.0,
-            piece.prompt is None, attn_mask=piece.mask(tail, at), scale=scale,
-        )  # fmt: skip
-        found[:, piece.own] = part.transpose(1, 2)
-        sums[piece.own] = logs[0].T
-    return found, sums
+    at, rows = _computed(query.dtype), layout.tolist()
+    parts: list[Tensor] = []
+    sums: list[Tensor] = []
+    for piece in _pieces(rows, query, key, value, tail, at):
+        part, logs = _kernel(*piece.inputs, 0.0, piece.is_prompt, attn_mask=piece.mask, scale=scale)
+        parts.append(part.transpose(1, 2))
+        sums.append(logs[0].T)
+    return torch.cat(parts, dim=1).to(query.dtype), torch.cat(sums)
 
 
 @piecewise_attention.register_fake
@@ -65,23 +61,30 @@ def _backward(
     layout: Tensor, tail: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of queries, keys and values, in their shapes."""
-    at = _computed(query.dtype)
-    queries, keys, values = query.to(at), _spread(key, query, at), _spread(value, query, at)
-    grads, outputs = grad.to(at).transpose(1, 2), found.to(at).transpose(1, 2)
-    of_queries, of_keys, of_values = (torch.empty_like(part) for part in (queries, keys, values))
-    for piece in _pieces(layout):
-        own = piece.own
-        part, *more = _kernel_backward(
-            grads[:, :, own], queries[:, :, own], piece.seen(keys), piece.seen(values),
-            outputs[:, :, own], sums[own].T[None], 0.0, piece.prompt is None,
-            attn_mask=piece.mask(tail, at), scale=scale,
+    at, rows = _computed(query.dtype), layout.tolist()
+    sizes = [size for size, _ in rows]
+    grads, outputs = (part.to(at).transpose(1, 2).split(sizes, 2) for part in (grad, found))
+    logs = sums.split(sizes)
+    of_queries: list[Tensor] = []
+    of_keys: list[Tensor] = []
+    of_values: list[Tensor] = []
+    for place, piece in enumerate(_pieces(rows, query, key, value, tail, at)):
+        part, *of_seen = _kernel_backward(
+            grads[place], *piece.inputs, outputs[place], logs[place].T[None], 0.0,
+            piece.is_prompt, attn_mask=piece.mask, scale=scale,
         )  # fmt: skip
-        of_queries[:, :, own] = part
-        for whole, of_seen in zip((of_keys, of_values), more, strict=True):
-            if piece.prompt is not None:
-                whole[:, :, piece.prompt] += of_seen[:, :, : -piece.size]
-            whole[:, :, own] = of_seen[:, :, -piece.size :]
-    return of_queries.to(query.dtype), _gathered(of_keys, key), _gathered(of_values, value)
+        of_queries.append(part)
+        for found_so_far, grad_seen in zip((of_keys, of_values), of_seen, strict=True):
+            of_own = grad_seen
+            if not piece.is_prompt:
+                read, of_own = grad_seen.split((grad_seen.shape[2] - sizes[place], sizes[place]), 2)
+                found_so_far[piece.prompt].add_(read)
+            found_so_far.append(of_own)
+    return (
+        _in_order(of_queries).to(query.dtype),
+        _gathered(_in_order(of_keys), key),
+        _gathered(_in_order(of_values), value),
+    )
 
 
 @_backward.register_fake
@@ -90,12 +93,11 @@ def _(
     layout: Tensor, tail: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     at = _computed(query.dtype)
-    as_queries = torch.empty_like(query, dtype=at).to(query.dtype)
-    return (
-        as_queries,
-        _gathered(torch.empty_like(_spread(key, query, at)), key),
-        _gathered(torch.empty_like(_spread(value, query, at)), value),
-    )
+
+    def empty(part: Tensor) -> Tensor:
+        return _in_order([part.new_empty(query.shape, dtype=at)])
+
+    return empty(query).to(query.dtype), _gathered(empty(key), key), _gathered(empty(value), value)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -114,38 +116,41 @@ piecewise_attention.register_autograd(_of_inputs, setup_context=_keep)
 
 @dataclass(frozen=True)
 class _Piece:
-    own: slice
-    """Its tokens."""
-    prompt: slice | None
-    """Those of the prompt that it reads besides; None for a prompt."""
+    inputs: tuple[Tensor, Tensor, Tensor]
+    """Queries [1, H, Q, D], and the keys and values [1, H, K, D] that they may see."""
+    prompt: int
+    """Which piece comes first among the keys; -1 for a prompt, which sees itself."""
+    mask: Tensor | None
+    """[Q, K] what is added to the scores; None where the kernel knows (causal)."""
 
     @property
-    def size(self) -> int:
-        return self.own.stop - self.own.start
-
-    def seen(self, whole: Tensor) -> Tensor:
-        """[1, H, K, D] what it reads of [1, H, N, D]."""
-        own = whole[:, :, self.own]
-        return own if self.prompt is None else torch.cat((whole[:, :, self.prompt], own), dim=2)
-
-    def mask(self, tail: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """[size, K] what to add to the scores; None where the kernel knows (causal)."""
-        if self.prompt is None:
-            return None
-        before = tail.shape[1] - tail.shape[0]
-        first = before - (self.prompt.stop - self.prompt.start)
-        return tail[: self.size, first : before + self.size].to(dtype)
+    def is_prompt(self) -> bool:
+        return self.prompt < 0
 
 
-def _pieces(layout: Tensor) -> Iterator[_Piece]:
-    """A prompt comes before its completions."""
-    known: list[slice] = []
-    begin = 0
-    for size, prompt in layout.tolist():
-        own = slice(begin, begin + size)
-        known.append(own)
-        yield _Piece(own, None if prompt < 0 else known[prompt])
-        begin += size
+def _pieces(
+    rows: list[list[int]], query: Tensor, key: Tensor, value: Tensor, tail: Tensor,
+    dtype: torch.dtype,
+) -> Iterator[_Piece]:  # fmt: skip
+    """Of a layout's `rows`, in which a prompt comes before its completions."""
+    sizes = [size for size, _ in rows]
+    whole = (query.to(dtype), _spread(key, query, dtype), _spread(value, query, dtype))
+    queries, keys, values = (part.split(sizes, 2) for part in whole)
+    tail = tail.to(dtype)
+    before = tail.shape[1] - tail.shape[0]
+    for place, (size, prompt) in enumerate(rows):
+        if prompt < 0:
+            yield _Piece((queries[place], keys[place], values[place]), prompt, None)
+            continue
+        seen = [torch.cat((part[prompt], part[place]), dim=2) for part in (keys, values)]
+        mask = tail[:size, before - sizes[prompt] : before + size]
+        yield _Piece((queries[place], seen[0], seen[1]), prompt, mask)
+
+
+def _in_order(parts: list[Tensor]) -> Tensor:
+    """[1, H, N, D] of pieces [1, H, n, D]; in memory token by token, as the kernel has them and the
+    layers' linear maps made them."""
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 def _computed(dtype: torch.dtype) -> torch.dtype:

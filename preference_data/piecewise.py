@@ -87,7 +87,8 @@ def attend(
         wanted.append("heads of two widths")
     if pieces is None or wanted or attention_mask is not None or not _is_causal(module, more):
         raise Lost(", ".join(wanted) or "the pieces")
-    pieces.calls += 1
+    if not torch.compiler.is_compiling():  # a compiler would expect the same number again
+        pieces.calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     found, _ = piecewise_attention(query, key, value, pieces.layout, pieces.tail, scale)
     return found, None

@@ -183,10 +183,9 @@ class Activations:
         """Keys and values of `rows` responses, with room for `length` tokens."""
         return rows * length * self.base.num_hidden_layers * 2 * self.base.key_size * self.size
 
-    def sampling(self, rows: float, distinct: float, prompt: float, length: float) -> float:
+    def sampling(self, rows: float, prompts: Pass, length: float) -> float:
         """At the peak of sampling, above weights and cache: the prompts' pass, or a token's."""
-        prompts = self.forward(Pass(distinct * prompt, prompt))
         logits = rows * self.base.vocab_size * 4 * SAMPLING_COPIES
         repeated = self.base.num_key_value_heads < self.base.num_attention_heads
         keys = 2 * rows * length * self.base.query_size * self.size if repeated else 0.0
-        return max(prompts, logits + keys)
+        return max(self.forward(prompts), logits + keys)

@@ -316,9 +316,14 @@ class Estimator:
             weights,
             phase="rollout",
             parameters=weights.parameters + self._folded(),
-            activations=acts.sampling(share * each, share, prompt, length),
+            activations=acts.sampling(share * each, self._read(share, prompt), length),
             cache=acts.cache(share * each, length),
         )
+
+    def _read(self, prompts: int, longest: float) -> Pass:
+        """Prompts that are read before anything is sampled."""
+        tokens = round(prompts * longest)
+        return self._packed(Layout(tokens, round(longest), tokens), 0.0)
 
     def _folded(self) -> float:
         """Layers that are copied with the adapter in them while the policy samples."""
@@ -334,7 +339,7 @@ class Estimator:
         length = prompt + step.max_new_tokens
         row = round(min(READ_AT_ONCE, ROW_STRETCH * length))
         read = self._packed(Layout(READ_AT_ONCE, row, READ_AT_ONCE), READ_AT_ONCE / 2)
-        sampling = acts.sampling(rows, rows, prompt, length)
+        sampling = acts.sampling(rows, self._read(rows, prompt), length)
         return replace(
             self._weights("sampling", _roles(step, self.config)),
             activations=max(sampling, acts.forward(read)),

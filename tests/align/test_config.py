@@ -354,6 +354,15 @@ def test_the_schema_is_closed_and_every_option_is_explained():
     assert "lambda" in sections["GAE"]["properties"]
 
 
+def test_a_layer_is_compiled_or_computed_again(tmp_path: Path):
+    path = write(tmp_path, SMALL)
+    load_config(path, ["base.compile=true"])
+    with pytest.raises(
+        ConfigError, match=r"base\.compile and base\.gradient_checkpointing are both"
+    ):
+        load_config(path, ["base.compile=true", "base.gradient_checkpointing=true"])
+
+
 def test_weights_in_half_precision_are_not_trained_without_a_copy(tmp_path: Path):
     """At 1e-5 most of a step is less than bfloat16's 1/256 of a weight. Adapters are in float32."""
     path = write(tmp_path, SMALL)

@@ -117,6 +117,13 @@ def test_bf16_needs_its_float32_copy_where_the_base_is_trained(enabled: Any, tmp
     assert found is None if enabled else found is not None and found.startswith(refused)
 
 
+def test_compiled_layers_and_sharded_weights_exclude_each_other(tmp_path: Path):
+    base = {"compile": True}
+    found = sentence(tmp_path, {"zero_optimization": {"stage": 3}}, base=base)
+    assert found is not None and found.startswith("FILE sets zero_optimization.stage to 3, which")
+    assert sentence(tmp_path, {"zero_optimization": {"stage": 2}}, base=base) is None
+
+
 def test_auto_is_filled_from_the_configuration():
     """What neither DeepSpeed nor we know by that name goes through."""
     settings = {

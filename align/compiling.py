@@ -1,0 +1,64 @@
+"""Layers of the base as torch.compile makes them: element by element in one pass over memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from align.config import ConfigError
+
+VARIANTS = 64
+"""How often a layer's code may be compiled: for each role, with a gradient and without, and for the
+first layer, whose input has none. torch gives up after 8."""
+log = logging.getLogger("align")
+_COMPILED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def compile_later(model: nn.Module, device: torch.device) -> None:
+    """Lets `compiled` compile the layers of `model`, and of its copies, when they are first needed.
+
+    Raises ConfigError where nothing can be compiled.
+    """
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+    except Exception as error:  # of a compiler, of its headers, of a backend
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"base.compile is true, but nothing can be compiled here: {reason} Install a C++ "
+            f"compiler and Python's headers, or set it to false."
+        ) from None
+    torch._dynamo.config.recompile_limit = VARIANTS
+    torch._dynamo.config.accumulated_recompile_limit = 16 * VARIANTS
+    model.compiles_layers = True  # type: ignore[assignment] - a flag, no module
+
+
+def compiled(model: Any) -> bool:
+    """Whether the layers of `model` are compiled ones, from now on.
+
+    One compilation serves all layers that are alike, and all lengths.
+    """
+    if not getattr(model, "compiles_layers", False):
+        return False
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    left = [layer for layer in layers if layer not in _COMPILED]
+    if left:
+        log.info("Compiling the layers: the first passes take longer.")
+    for layer in left:
+        layer.compile(dynamic=True)
+        _COMPILED.add(layer)
+    return True
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """In it, layers compute as they were written: a cache that grows by a token a step would have
+    them compiled again and again."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
