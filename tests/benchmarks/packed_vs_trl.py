@@ -3,12 +3,13 @@
     ALIGN_TEST_DATA=FOLDER python tests/benchmarks/packed_vs_trl.py --kind reward --model 14m --lora
     ALIGN_TEST_DATA=FOLDER python tests/benchmarks/packed_vs_trl.py --table --results rows.jsonl
 
-Both train the same Llama-shaped model with random weights in float32 on the same rows, each in a
+Both train the same Llama-shaped model with random weights on the same rows, each in a
 process of its own, one after the other. TRL runs without gradient checkpointing, in every honest
-way: with its own padding, with rows of one length together, and in DPO with the reference
-computed before the training or along with it. All ways run once; the best one runs as often as ours
-(`--repeats`), and its median is the one that ours is compared with. `--kind ranking` gives TRL all
-six pairs of rankings of four (Fine-grained RLHF) where ours takes the rankings.
+way: with its own padding, with rows of one length together, in DPO with the reference computed
+before the training or along with it, in bfloat16 with autocast or without, and if ours is compiled,
+compiled or not. All ways run once; the best one runs as often as ours (`--repeats`), and its median
+is the one that ours is compared with. `--kind ranking` gives TRL all six pairs of rankings of four
+(Fine-grained RLHF) where ours takes the rankings.
 
 A row of the table has the medians of the whole run's seconds and their spread, the ratio, the
 tokens (`pairs'` are those of all conversations and equal on both sides; `computed` hold the padding
@@ -67,6 +68,10 @@ def variants(work: Work) -> list[str]:
     # Within one epoch a reference computed before costs what it costs along with the training.
     if work.kind == "dpo" and work.epochs > 1:
         ways += [f"{way}+cached" for way in ways]
+    if work.dtype != "float32":
+        ways += [f"{way}+uncast" for way in ways]
+    if work.compile:
+        ways += [f"{way}+compiled" for way in ways]
     return ways
 
 
@@ -169,12 +174,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="batches of rows in an epoch")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument("--warm", action="store_true", help="time the second of two runs")
     parser.add_argument("--malloc", action="store_true", help="an allocator that keeps memory")
     parser.add_argument("--table", action="store_true", help="all configurations, in short form")
     parser.add_argument("--results", type=Path, help="file of results, read and added to")
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
     chosen = parser.parse_args()
-    work = Work(chosen.kind, chosen.model, chosen.lora, chosen.batch, chosen.steps, chosen.epochs)
+    work = Work(
+        chosen.kind, chosen.model, chosen.lora, chosen.batch, chosen.steps, chosen.epochs,
+        chosen.dtype, warm=chosen.warm, compile=chosen.compile,
+    )  # fmt: skip
     if chosen.profile:
         from packed_profile import profile
 

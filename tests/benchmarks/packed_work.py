@@ -62,11 +62,18 @@ class Work:
     dtype: str = "float32"
     made_up: bool = False
     """rows made from a seed instead of ALIGN_TEST_DATA's"""
+    warm: bool = False
+    """the whole work is done once before it is timed"""
+    compile: bool = False
+    """torch.compile on both sides"""
 
     @property
     def name(self) -> str:
-        epochs = f", {self.epochs} epochs" if self.epochs > 1 else ""
-        return f"{self.kind} {self.model} {'LoRA' if self.lora else 'full'} {self.batch}{epochs}"
+        more = f", {self.epochs} epochs" if self.epochs > 1 else ""
+        more += f", {self.dtype}" if self.dtype != "float32" else ""
+        more += ", compiled" if self.compile else ""
+        more += ", warm" if self.warm else ""
+        return f"{self.kind} {self.model} {'LoRA' if self.lora else 'full'} {self.batch}{more}"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
