@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from align.adapters import Active, Pinned, adapted, checkpointing
 from align.compiling import compiled
 from align.config import Lora
-from align.folded import fold
 from align.logits import Entropy, TokenLogprobs, token_logprobs
 from preference_data.attention import hidden_states
 from preference_data.batches import Group, PackedBatch, pack
 from preference_data.rendering import Renderer
+from reward_models.folded import fold
 from reward_models.scalar_head import ADAPTER_FILE, HEAD_KEY, ScalarHead, Scoring, load_head
 
 __all__ = ["ADAPTER_FILE", "Role", "Roles", "load_head"]

@@ -54,9 +54,14 @@ def refuse_pickles(folder: Path) -> None:
 def load_scorer(
     folder: Path, base: str | None, revision: str | None, options: dict[str, Any]
 ) -> Any:
-    """The model with its adapter, as plain transformers and peft load it."""
+    """The model with its adapter, as plain transformers and peft load it.
+
+    In half precision its layers compute as in training, for each way to compute rounds otherwise.
+    """
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForSequenceClassification
+
+    from reward_models.folded import HALF, fold
 
     if not (folder / "adapter_config.json").is_file():
         return AutoModelForSequenceClassification.from_pretrained(str(folder), **options)
@@ -68,7 +73,10 @@ def load_scorer(
             revision=revision or (None if base else config.revision),
             **options,
         )
-    return PeftModel.from_pretrained(model, str(folder)).get_base_model()
+    found: Any = PeftModel.from_pretrained(model, str(folder)).get_base_model()
+    if found.dtype in HALF:
+        fold(found)
+    return found
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ class Activations:
 
     @property
     def folded(self) -> bool:
-        """Whether an adapter is computed within its layer's own function (`align.folded`)."""
+        """Whether an adapter is computed within its layer (`reward_models.folded`)."""
         return self.lora is not None and not self._drops
 
     @property

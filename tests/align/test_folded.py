@@ -15,13 +15,13 @@ from small_models import GPT, GROUPED
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from align import folded
 from align.adapters import merged
 from align.config import Lora
-from align.folded import FoldedLinear, fold
 from align.roles import Roles
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
+from reward_models import folded
+from reward_models.folded import FoldedLinear, fold
 from reward_models.scalar_head import ScalarHead
 
 FAMILIES: dict[str, dict[str, Any]] = {"llama": GROUPED, "gpt2": GPT}
