@@ -52,7 +52,7 @@ def _hidden_states(model: Any, batch: PackedBatch, compiled: bool) -> Tensor:
             output = _by_pieces(model, model.base_model, layout.arguments, compiled)
             states = output.last_hidden_state
         except piecewise.Lost as lost:
-            _without_pieces(model.config.model_type, str(lost))
+            _without_pieces(model.config.model_type, lost)
     if states is None:
         layout = _layout(model, batch)
         states = model.base_model(**layout.arguments, use_cache=False).last_hidden_state
@@ -101,7 +101,7 @@ def _read_prompts(model: Any, prompts: Sequence[tuple[int, ...]]) -> ReadPrompts
     try:
         output = _by_pieces(model, model, arguments)
     except piecewise.Lost as lost:
-        _without_pieces(model.config.model_type, str(lost))
+        _without_pieces(model.config.model_type, lost)
         return None
     return ReadPrompts(output.logits[0], cache)
 
@@ -200,9 +200,10 @@ def _by_pieces(model: Any, called: Any, arguments: dict[str, Any], compiled: boo
     return output
 
 
-def _without_pieces(model_type: str, lost: str) -> None:
-    _MASKED.add(model_type)
-    log.info("%s attends under masks, for it does not take %s", model_type, lost)
+def _without_pieces(model_type: str, lost: piecewise.Lost) -> None:
+    if lost.lasting:
+        _MASKED.add(model_type)
+        log.info("%s attends under masks, for it does not take %s", model_type, lost)
 
 
 # --- masks ----------------------------------------------------------------------------------------

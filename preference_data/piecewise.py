@@ -24,6 +24,11 @@ NAME = "piecewise"
 class Lost(RuntimeError):
     """A model that does not hand its attention what it was given, or asks more of it."""
 
+    def __init__(self, what: str, lasting: bool = True):
+        """`lasting`: it is so in all models of the type, and always."""
+        super().__init__(what)
+        self.lasting = lasting
+
 
 @dataclass
 class Pieces:
@@ -81,12 +86,12 @@ def attend(
     Raises Lost for what is more than causal attention by softmax.
     """
     wanted = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
-    if dropout:
-        wanted.append("dropout")
     if query.shape[-1] != value.shape[-1]:
         wanted.append("heads of two widths")
     if pieces is None or wanted or attention_mask is not None or not _is_causal(module, more):
         raise Lost(", ".join(wanted) or "the pieces")
+    if dropout:
+        raise Lost("dropout", lasting=False)
     if not torch.compiler.is_compiling():  # a compiler would expect the same number again
         pieces.calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -178,6 +178,22 @@ def test_a_model_that_keeps_its_arguments_to_itself_attends_under_the_mask(
     assert llama.config._attn_implementation == "sdpa"
 
 
+def test_what_one_model_drops_does_not_mask_its_type(llama: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "_MASKED", set())
+    batch = pack(GROUPS)
+    with torch.no_grad():
+        expected = states(llama, batch)
+        attends = llama.base_model.layers[0].self_attn
+        attends.attention_dropout = 0.5
+        llama.train()
+        torch.manual_seed(0)
+        first, second = states(llama, batch), states(llama, batch)
+        attends.attention_dropout = 0.0
+        torch.testing.assert_close(states(llama, batch), expected, rtol=0, atol=1e-6)
+    assert float((first - second).abs().max()) > 1e-3
+    assert not attention._MASKED
+
+
 @pytest.mark.parametrize(
     ("module", "more"),
     [
