@@ -60,5 +60,8 @@ def compiled(model: Any) -> bool:
 def uncompiled() -> Iterator[None]:
     """In it, layers compute as they were written: a cache that grows by a token a step would have
     them compiled again and again."""
+    if not _COMPILED:  # the compiler takes a second to be imported
+        yield
+        return
     with torch.compiler.set_stance("force_eager"):
         yield

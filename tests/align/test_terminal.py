@@ -61,11 +61,18 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> str:
         """Reads on until the pattern was printed, after what was waited for before; what it is."""
-        end = time.monotonic() + WITHIN
-        while (found := re.search(pattern, plain(self.printed)[self._at :])) is None:
-            assert time.monotonic() < end and self._read(), self.printed
-        self._at += found.end()
-        return found.group()
+        found = self._seen(pattern, WITHIN)
+        assert found is not None, self.printed
+        return found
+
+    def interrupt(self, pattern: str) -> str:
+        """Ctrl-C, again and again until the pattern was printed: what it is. Between its prompt and
+        its wait for a key, input() hears of no signal."""
+        for _ in range(60):
+            self.process.send_signal(signal.SIGINT)
+            if (found := self._seen(pattern, WITHIN / 60)) is not None:
+                return found
+        pytest.fail(self.printed)
 
     def type(self, text: str) -> None:
         os.write(self._screen, text.encode())
@@ -82,9 +89,17 @@ class Terminal:
             self.process.wait()
         os.close(self._screen)
 
-    def _read(self) -> bool:
+    def _seen(self, pattern: str, seconds: float) -> str | None:
+        end = time.monotonic() + seconds
+        while (found := re.search(pattern, plain(self.printed)[self._at :])) is None:
+            if (left := end - time.monotonic()) <= 0 or not self._read(left):
+                return None
+        self._at += found.end()
+        return found.group()
+
+    def _read(self, seconds: float = WITHIN) -> bool:
         try:
-            if select.select([self._screen], [], [], WITHIN)[0]:
+            if select.select([self._screen], [], [], seconds)[0]:
                 new = os.read(self._screen, 65536)
                 self.printed += new.decode(errors="replace")
                 return bool(new)
@@ -184,14 +199,11 @@ def test_a_talk_in_a_terminal_streams_and_ctrl_c_stops_an_answer(
     for _ in range(10):  # a machine at work elsewhere may let an answer end before it hears
         talk.type("What is the capital of France?\n")
         talk.wait_for(r"France\?\s+[ab]")  # the first piece of the answer
-        talk.process.send_signal(signal.SIGINT)
-        if "Stopped." in talk.wait_for(r"Stopped\.\s+> |\n> \s*> "):
+        if "Stopped." in talk.interrupt(r"Stopped\.\s+> |\n> \s*> "):
             break
     else:
         pytest.fail("no answer was stopped")
-    time.sleep(0.5)  # between its prompt and its wait for a key, input() hears of no signal
-    talk.process.send_signal(signal.SIGINT)  # at the prompt it empties the line
-    talk.wait_for("> ")
+    talk.interrupt("> ")  # at the prompt it empties the line
     talk.type("/undo\n")
     talk.wait_for(r"Taken back: What is the capital of France\?\s+> ")  # only then it reads keys
     talk.type("\x04")
