@@ -117,11 +117,12 @@ class Engine:
         A rank that leaves while another still talks to it can end in the other's abort.
         """
         if self.world_size > 1 and torch.distributed.is_initialized():
-            if sys.exc_info()[0] is None:
+            well = sys.exc_info()[0] is None
+            if well:
                 torch.distributed.barrier()
             if self.peers is not None:
-                self.peers.stop()
-            if sys.exc_info()[0] is None:  # its store may be this rank's
+                self.peers.stop(well=well)
+            if well:  # its store may be this rank's
                 torch.distributed.barrier()
             torch.distributed.destroy_process_group()
 

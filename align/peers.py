@@ -80,11 +80,16 @@ class Peers:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Nobody listens any longer; for the end of a run, before the process group's."""
+    def stop(self, *, well: bool = True) -> None:
+        """Nobody listens any longer; for the end of a run, before the process group's.
+
+        A thread that still talks to the store when Python ends would abort the process, so it is
+        waited for; not for long where the run ends with an error, and the store may be down.
+        """
         self._stop.set()
+        until = time.monotonic() + (LIMIT if well else 2 * BEAT)
         for thread in self._threads:
-            thread.join(timeout=2 * BEAT)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
 
     def failed(self, error: BaseException) -> str | None:
         """Leaves a note that this rank ends with `error`. Returns the other rank's reason instead

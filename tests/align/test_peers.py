@@ -45,6 +45,21 @@ class MemoryStore:
             return self.held[key]
 
 
+class SlowStore(MemoryStore):
+    """One that answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answers = threading.Event(), threading.Event()
+        self.answered = False
+
+    def set(self, key: str, value: str, /) -> None:
+        self.asked.set()
+        assert self.answers.wait(20)
+        self.answered = True
+        super().set(key, value)
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     for name, seconds in (("BEAT", 0.01), ("LIMIT", 0.3), ("GRACE", 0.05)):
@@ -151,6 +166,22 @@ def test_an_error_of_a_broken_connection_gives_way_to_the_other_s_reason(
     wrapped = ValueError("step reward failed")
     wrapped.__cause__ = RuntimeError(text)
     assert zero.failed(wrapped) == "rank 1: the loss is nan"
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_an_end_waits_for_a_slow_store_unless_it_is_one_with_an_error(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, well: bool
+):
+    """Python aborts a process that ends while one of its threads is within the store."""
+    monkeypatch.setattr(peers, "LIMIT", 60.0)
+    slow = SlowStore()
+    rank = Peers(slow, store, 0, 2)
+    assert slow.asked.wait(20)
+    if well:
+        threading.Timer(20 * peers.BEAT, slow.answers.set).start()
+    rank.stop(well=well)
+    assert slow.answered == well
+    slow.answers.set()
 
 
 def test_a_broken_connection_without_a_note_is_the_silent_rank_s(store: MemoryStore):
