@@ -107,13 +107,18 @@ class _Linear(torch.autograd.Function):
         log_z = hidden.new_empty(len(hidden), dtype=torch.float32)
         logprobs = torch.empty_like(log_z)
         entropies = None if entropy == "none" else torch.empty_like(log_z)
+        room = _Room(hidden, weight)
         for block in _blocks(hidden, len(weight)):
-            logits = _logits(hidden[block], weight, bias, temperature)
-            log_z[block] = total = logits.logsumexp(dim=-1)
-            logprobs[block] = logits.gather(-1, targets[block, None]).squeeze(-1) - total
+            logits = room.logits(hidden[block], weight, bias, temperature)
+            chosen = logits.gather(-1, targets[block, None]).squeeze(-1)
+            largest = logits.amax(dim=-1, keepdim=True)
+            into = logits if entropies is None else room.second(len(logits))
+            weights = torch.sub(logits, largest, out=into).exp_()
+            total = weights.sum(dim=-1)
+            log_z[block] = found = largest.squeeze(-1) + total.log()
+            logprobs[block] = chosen - found
             if entropies is not None:
-                p = (logits - total[:, None]).exp_()
-                entropies[block] = total - p.mul_(logits).sum(dim=-1)
+                entropies[block] = found - weights.mul_(logits).sum(dim=-1) / total
         kept = entropies if entropy == "gradient" else None
         ctx.save_for_backward(hidden, weight, bias, targets, log_z, kept)
         ctx.temperature = temperature
@@ -129,20 +134,25 @@ class _Linear(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden) if wanted[0] else None
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] else None
+        room = _Room(hidden, weight)
         for block in _blocks(hidden, len(weight)):
-            logits = _logits(hidden[block], weight, bias, ctx.temperature)
+            logits = room.logits(hidden[block], weight, bias, ctx.temperature)
             logp = logits.sub_(log_z[block, None])
             coming = of_logprobs[block, None]
             if entropies is None or of_entropies is None:
                 gradient = logp.exp_().mul_(-coming)
             else:
-                bent = (logp + entropies[block, None]).mul_(of_entropies[block, None])
-                gradient = logp.exp_().mul_(-(bent.add_(coming)))
+                into = room.second(len(logp))
+                bent = torch.add(logp, entropies[block, None], out=into)
+                bent.mul_(of_entropies[block, None]).add_(coming).neg_()
+                gradient = logp.exp_().mul_(bent)
             gradient.scatter_add_(1, targets[block, None], coming)
             gradient = gradient.div_(ctx.temperature).to(hidden.dtype)
             if to_hidden is not None:
                 torch.mm(gradient, weight, out=to_hidden[block])
-            if to_weight is not None:
+            if to_weight is not None and gradient.dtype == torch.float32:
+                to_weight.addmm_(gradient.T, hidden[block])
+            elif to_weight is not None:
                 to_weight += gradient.T @ hidden[block]
             if to_bias is not None:
                 to_bias += gradient.sum(dim=0, dtype=torch.float32)
@@ -154,10 +164,33 @@ class _Linear(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """[N, V] in float32, in memory of their own."""
-    logits = nn.functional.linear(hidden, weight, bias).float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
+class _Room:
+    """Memory for a block's logits, which every block uses again: a new one would be asked of the
+    system, and cleared by it, each time."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
+        rows = min(next(_blocks(hidden, len(weight))).stop, len(hidden))
+        self._first = hidden.new_empty(rows, len(weight), dtype=torch.float32)
+        self._second: Tensor | None = None
+
+    def logits(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
+    ) -> Tensor:
+        """[N, V] in float32."""
+        logits = self._first[: len(hidden)]
+        if hidden.dtype != torch.float32:
+            logits.copy_(nn.functional.linear(hidden, weight, bias))
+        elif bias is None:
+            torch.mm(hidden, weight.T, out=logits)
+        else:
+            torch.addmm(bias, hidden, weight.T, out=logits)
+        return logits if temperature == 1.0 else logits.div_(temperature)
+
+    def second(self, rows: int) -> Tensor:
+        """[N, V] of another tensor."""
+        if self._second is None:
+            self._second = torch.empty_like(self._first)
+        return self._second[:rows]
 
 
 def _recorded(

@@ -30,11 +30,8 @@ LOGITS_AT_ONCE = 1 << 25
 """Logits of a block, as in `align.logits`."""
 ROWS_AT_ONCE = 256
 """Tokens of a block on a CPU, as there."""
-LOGITS_COPIES = 2
-"""Float32 copies of a block of logits: themselves, and the exponentials of their sum (forward) or
-what the entropy adds to their gradient (backward)."""
 SAMPLING_COPIES = 5
-"""The same of the logits that tokens are drawn from."""
+"""Float32 copies of the logits that tokens are drawn from."""
 FUSED_TOKENS, FUSED_WORDS = 4096, 32768
 """Of a tile of logits in trl's fused head (trl/kernels/chunked_logprob.py); as wide for fewer
 words, too."""
@@ -54,6 +51,8 @@ class Pass:
     """tokens of a row of the packed batch: what the attention mask is wide"""
     predicted: float = 0.0
     """tokens whose logits are computed"""
+    entropy: bool = False
+    """whether their entropy is, too, for which a block of logits is there twice"""
     fused_head: bool = False
     """whether trl's head computes the logits, of all tokens"""
     pieces: bool = False
@@ -86,7 +85,7 @@ class Activations:
         entries = self.base.hidden_size * self.size * layers if self.checkpointing else 0.0
         all_layers = (entries if self.checkpointing else kept * layers) * batch.tokens
         last_layer = kept * batch.tokens if self.checkpointing else 0.0
-        head = self._logits(batch.predicted) + self._fused_head(batch)
+        head = self._logits(batch) + self._head_gradient(batch) + self._fused_head(batch)
         return held + all_layers + max(head, last_layer + self._working(batch.tokens))
 
     def forward(self, batch: Pass) -> float:
@@ -94,7 +93,7 @@ class Activations:
         base = self.base
         masks = batch.masked * (1 + 1 + self.size)
         layer = (3 * base.intermediate_size + 2 * base.hidden_size) * self.size
-        head = self._logits(batch.predicted)
+        head = self._logits(batch)
         return batch.tokens * masks + max(batch.tokens * layer, head + self._hidden(batch))
 
     def _around(self, batch: Pass) -> float:
@@ -163,10 +162,15 @@ class Activations:
         base = self.base
         return tokens * (base.intermediate_size + 2 * base.hidden_size) * self.size
 
-    def _logits(self, predicted: float) -> float:
+    def _logits(self, batch: Pass) -> float:
         block = max(1, LOGITS_AT_ONCE // self.base.vocab_size)
-        rows = min(predicted, block if self.triton else min(block, ROWS_AT_ONCE))
-        return rows * self.base.vocab_size * 4 * LOGITS_COPIES
+        rows = min(batch.predicted, block if self.triton else min(block, ROWS_AT_ONCE))
+        return rows * self.base.vocab_size * 4 * (2 if batch.entropy else 1)
+
+    def _head_gradient(self, batch: Pass) -> float:
+        """The language head's, before it is added to what other passes found."""
+        trained = self.lora is None and batch.predicted > 0
+        return 4 * self.base.vocab_size * self.base.hidden_size if trained else 0.0
 
     def _fused_head(self, batch: Pass) -> float:
         if not batch.fused_head:
@@ -184,8 +188,11 @@ class Activations:
         return rows * length * self.base.num_hidden_layers * 2 * self.base.key_size * self.size
 
     def sampling(self, rows: float, prompts: Pass, length: float) -> float:
-        """At the peak of sampling, above weights and cache: the prompts' pass, or a token's."""
+        """At the peak of sampling, above weights and the cache of `rows` responses of `length`
+        tokens: when the prompts are read, each once, or when a token is drawn."""
         logits = rows * self.base.vocab_size * 4 * SAMPLING_COPIES
         repeated = self.base.num_key_value_heads < self.base.num_attention_heads
         keys = 2 * rows * length * self.base.query_size * self.size if repeated else 0.0
-        return max(self.forward(prompts), logits + keys)
+        places = prompts.tokens if prompts.pieces else prompts.tokens / prompts.row * length
+        reading = self.forward(prompts) + self.cache(1, places)
+        return max(reading - self.cache(rows, length), logits + keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -272,8 +272,8 @@ class Estimator:
         whole = self._held(roles, 0).parameters - found.parameters + self._shards(trained)
         weights = replace(sharded, parameters=sharded.parameters + whole)
         prompts = self._prompts(step.data, train.max_prompt_length)
-        longest, new = max(prompts), train.max_new_tokens
-        yield self._sampling(weights, train, longest)
+        new = train.max_new_tokens
+        yield self._sampling(weights, train, prompts)
         acts = self._activations(dropout=False)
         lengths = tuple(prompt + new for prompt in prompts)
         share = new * len(lengths) / sum(lengths)
@@ -282,7 +282,7 @@ class Estimator:
         part, _ = self._part(lengths, step_of, train.tokens_per_forward, 2)
         use = replace(sharded, phase="update", gradients=found.gradients)
         use = replace(use, parameters=use.parameters + self._gathered(trained))
-        batch = self._packed(part, part.used * share)
+        batch = replace(self._packed(part, part.used * share), entropy=True)
         yield replace(use, activations=acts.backward(batch))
         mine = max(1, min(responses, train.rollout_batch_size or responses))
         used = min(float(train.tokens_per_forward), mine * sum(lengths) / len(lengths))
@@ -305,25 +305,26 @@ class Estimator:
         lengths = known.lengths if known else ()
         return [length for length in lengths if length <= longest] or [longest]
 
-    def _sampling(self, weights: Use, train: PPOTrain, prompt: float) -> Use:
+    def _sampling(self, weights: Use, train: PPOTrain, prompts: Sequence[int]) -> Use:
         acts = self._activations(dropout=False)
         each = train.samples_per_prompt
         share = math.ceil(train.prompts_per_iteration / self.sharding.world_size)
         if train.rollout_batch_size is not None:
             share = min(share, max(1, train.rollout_batch_size // each))
-        length = prompt + train.max_new_tokens
+        length = max(prompts) + train.max_new_tokens
         return replace(
             weights,
             phase="rollout",
             parameters=weights.parameters + self._folded(),
-            activations=acts.sampling(share * each, self._read(share, prompt), length),
+            activations=acts.sampling(share * each, self._read(share, prompts), length),
             cache=acts.cache(share * each, length),
         )
 
-    def _read(self, prompts: int, longest: float) -> Pass:
-        """Prompts that are read before anything is sampled."""
-        tokens = round(prompts * longest)
-        return self._packed(Layout(tokens, round(longest), tokens), 0.0)
+    def _read(self, count: int, prompts: Sequence[int]) -> Pass:
+        """So many of the prompts, read before anything is sampled."""
+        longest = max(prompts)
+        used = round(count * sum(prompts) / len(prompts))
+        return self._packed(Layout(count * longest, longest, used), 0.0)
 
     def _folded(self) -> float:
         """Layers that are copied with the adapter in them while the policy samples."""
@@ -334,12 +335,12 @@ class Estimator:
 
     def _evaluation(self, step: Evaluate) -> Use:
         acts = self._activations(dropout=False)
-        prompt = max(self._prompts(step.data, step.max_prompt_length))
+        prompts = self._prompts(step.data, step.max_prompt_length)
         rows = math.ceil(step.prompts / self.sharding.world_size)
-        length = prompt + step.max_new_tokens
+        length = max(prompts) + step.max_new_tokens
         row = round(min(READ_AT_ONCE, ROW_STRETCH * length))
         read = self._packed(Layout(READ_AT_ONCE, row, READ_AT_ONCE), READ_AT_ONCE / 2)
-        sampling = acts.sampling(rows, self._read(rows, prompt), length)
+        sampling = acts.sampling(rows, self._read(rows, prompts), length)
         return replace(
             self._weights("sampling", _roles(step, self.config)),
             activations=max(sampling, acts.forward(read)),
