@@ -21,7 +21,7 @@ log = logging.getLogger("align")
 _COMPILED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def compile_later(model: nn.Module, device: torch.device) -> None:
+def compile_later(model: Any, device: torch.device) -> None:
     """Lets `compiled` compile the layers of `model`, and of its copies, when they are first needed.
 
     Raises ConfigError where nothing can be compiled.
@@ -29,14 +29,19 @@ def compile_later(model: nn.Module, device: torch.device) -> None:
     try:
         torch.compile(torch.sin)(torch.ones(2, device=device))
     except Exception as error:  # of a compiler, of its headers, of a backend
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(_cause(error)).strip().splitlines()), type(error).__name__)
         raise ConfigError(
             f"base.compile is true, but nothing can be compiled here: {reason} Install a C++ "
             f"compiler and Python's headers, or set it to false."
         ) from None
+    if not _layers(model):
+        raise ConfigError(
+            f"base.compile is true, but the model ({model.config.model_type}) has no layers that "
+            f"could be compiled; set it to false."
+        )
     torch._dynamo.config.recompile_limit = VARIANTS
     torch._dynamo.config.accumulated_recompile_limit = 16 * VARIANTS
-    model.compiles_layers = True  # type: ignore[assignment] - a flag, no module
+    model.compiles_layers = True
 
 
 def compiled(model: Any) -> bool:
@@ -46,14 +51,22 @@ def compiled(model: Any) -> bool:
     """
     if not getattr(model, "compiles_layers", False):
         return False
-    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
-    left = [layer for layer in layers if layer not in _COMPILED]
+    left = [layer for layer in _layers(model) if layer not in _COMPILED]
     if left:
         log.info("Compiling the layers: the first passes take longer.")
     for layer in left:
         layer.compile(dynamic=True)
         _COMPILED.add(layer)
     return True
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
+def _cause(error: Exception) -> Exception:
+    """What a backend of the compiler raised; its own first line would name the backend alone."""
+    return getattr(error, "inner_exception", error)
 
 
 @contextlib.contextmanager

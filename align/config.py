@@ -369,6 +369,12 @@ def _check_compile(config: Config) -> None:
             "base.compile and base.gradient_checkpointing are both true, but a compiled layer "
             "cannot be computed again; choose one."
         )
+    kinds = {step.kind for step in config.steps.values()}
+    if not kinds - {"pretrain", "sft", "export"}:
+        raise ConfigError(
+            "base.compile has no effect where nothing but pretrain, sft and export steps is run; "
+            "remove it."
+        )
 
 
 def _check_sources(config: Config) -> None:

@@ -57,7 +57,8 @@ def trained_outputs(weights: Path, base: Base, rows: Tensor) -> Tensor:
         if scorer:
             return _scores(RewardModel.from_pretrained(weights), rows)[0]
         return plain_outputs(load_base(str(weights), Base(), CPU), rows)
-    model = load_base(base.model, base, CPU)
+    # A GPU's machine need not be able to compile for its CPU.
+    model = load_base(base.model, base.model_copy(update={"compile": False}), CPU)
     roles = Roles(model, load_renderer(str(weights)), Lora(), base.model).eval()
     roles.add("exported", weights=weights, head=load_head(weights) if scorer else None)
     if scorer:

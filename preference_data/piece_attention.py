@@ -134,6 +134,8 @@ def _pieces(
 ) -> Iterator[_Piece]:  # fmt: skip
     """Of a layout's `rows`, in which a prompt comes before its completions."""
     sizes = [size for size, _ in rows]
+    if query.stride(-1) != 1:  # the kernel reads each head's numbers one after another
+        query = query.contiguous()
     whole = (query.to(dtype), _spread(key, query, dtype), _spread(value, query, dtype))
     queries, keys, values = (part.split(sizes, 2) for part in whole)
     tail = tail.to(dtype)

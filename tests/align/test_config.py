@@ -356,6 +356,10 @@ def test_the_schema_is_closed_and_every_option_is_explained():
 
 def test_a_layer_is_compiled_or_computed_again(tmp_path: Path):
     path = write(tmp_path, SMALL)
+    with pytest.raises(ConfigError, match=r"base\.compile has no effect where nothing but"):
+        load_config(path, ["base.compile=true"])
+    used = SMALL.replace("builtin:demonstrations", "builtin:labels").replace("sft", "reward")
+    path = write(tmp_path, used)
     load_config(path, ["base.compile=true"])
     with pytest.raises(
         ConfigError, match=r"base\.compile and base\.gradient_checkpointing are both"

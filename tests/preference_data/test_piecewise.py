@@ -92,6 +92,21 @@ def test_the_operator_is_one_of_torch(shared: int, dtype: torch.dtype):
         assert torch.autograd.gradcheck(lambda *of: piecewise_attention(*of, *more)[0], parts)
 
 
+def test_queries_may_lie_in_memory_in_any_order():
+    _, pieces = pieces_of(pack(GROUPS))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 19, 8, generator=generator) for _ in range(3))
+    turned = query.transpose(2, 3).contiguous().transpose(2, 3)
+    found = []
+    for one in (query, turned):
+        parts = [part.detach().requires_grad_() for part in (one, key, value)]
+        assert parts[0].stride() == one.stride()
+        output, _ = piecewise_attention(*parts, pieces.layout, pieces.tail, 0.3)
+        found.append([output, *torch.autograd.grad(output.square().sum(), parts)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
 def test_half_precision_is_rounded_at_the_end_only():
     _, pieces = pieces_of(pack(GROUPS))
     generator = torch.Generator().manual_seed(0)
