@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from align.compiling import compile_later
+from align.compiling import compile_later, layers_of
 from align.config import Base, ConfigError
 from align.memory.architecture import TINY
 from preference_data.attention import hidden_states
@@ -104,7 +104,7 @@ def load_base(path: str, base: Base, device: torch.device) -> Any:
 
 def _mark_layers(path: str, model: Any) -> None:
     """Switches checkpointing on where transformers has its switch: in each layer."""
-    layers = _layers(model)
+    layers = layers_of(model)
     if not layers:
         raise ConfigError(
             f"base.gradient_checkpointing is true, but the layers of base.model {path!r} "
@@ -120,13 +120,7 @@ def checkpointed_layers(model: torch.nn.Module) -> list[Any]:
 
     transformers heeds the switch in training mode; `Roles` does where a gradient is wanted.
     """
-    return [layer for layer in _layers(model) if layer.gradient_checkpointing]
-
-
-def _layers(model: torch.nn.Module) -> list[Any]:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    return [layer for layer in layers_of(model) if layer.gradient_checkpointing]
 
 
 def _refuse_window(path: str, config: Any) -> None:

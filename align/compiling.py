@@ -34,7 +34,7 @@ def compile_later(model: Any, device: torch.device) -> None:
             f"base.compile is true, but nothing can be compiled here: {reason} Install a C++ "
             f"compiler and Python's headers, or set it to false."
         ) from None
-    if not _layers(model):
+    if not layers_of(model):
         raise ConfigError(
             f"base.compile is true, but the model ({model.config.model_type}) has no layers that "
             f"could be compiled; set it to false."
@@ -51,7 +51,7 @@ def compiled(model: Any) -> bool:
     """
     if not getattr(model, "compiles_layers", False):
         return False
-    left = [layer for layer in _layers(model) if layer not in _COMPILED]
+    left = [layer for layer in layers_of(model) if layer not in _COMPILED]
     if left:
         log.info("Compiling the layers: the first passes take longer.")
     for layer in left:
@@ -60,7 +60,8 @@ def compiled(model: Any) -> bool:
     return True
 
 
-def _layers(model: nn.Module) -> list[Any]:
+def layers_of(model: nn.Module) -> list[Any]:
+    """The layers of a transformers model that can be compiled, or computed again."""
     return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 

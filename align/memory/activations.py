@@ -165,14 +165,18 @@ class Activations:
     def _logits(self, batch: Pass) -> float:
         block = max(1, LOGITS_AT_ONCE // self.base.vocab_size)
         rows = min(batch.predicted, block if self.triton else min(block, ROWS_AT_ONCE))
-        rounded = self.size if self.size < 4 else 0  # the layer's own, and their gradient
-        return rows * self.base.vocab_size * (4 * (2 if batch.entropy else 1) + rounded)
+        return rows * self.base.vocab_size * (4 * (2 if batch.entropy else 1) + self._rounded)
 
     def _head_gradient(self, batch: Pass) -> float:
         """The language head's, before it is added to what other passes found."""
         trained = self.lora is None and batch.predicted > 0
-        size = 4 + (self.size if self.size < 4 else 0)
-        return size * self.base.vocab_size * self.base.hidden_size if trained else 0.0
+        numbers = self.base.vocab_size * self.base.hidden_size if trained else 0.0
+        return numbers * (4 + self._rounded)
+
+    @property
+    def _rounded(self) -> int:
+        """Bytes of the base's own number beside a float32 one of its head."""
+        return self.size if self.size < 4 else 0
 
     def _fused_head(self, batch: Pass) -> float:
         if not batch.fused_head:
