@@ -118,8 +118,9 @@ class PPOTrain(Section):
     max_approx_kl: PositiveFloat | None = None
     """Nats per token: past this, measured on a minibatch against the policy at sampling time, the
     rest of the rollout's epochs is left out; the learning rates go on as if it had been taken."""
-    tokens_per_forward: PositiveInt = 4096
-    """Tokens one forward pass holds on one rank; does not change the result."""
+    tokens_per_forward: PositiveInt | None = None
+    """Tokens one forward pass holds on one rank; does not change the result. By default 1024 on a
+    CPU, 8192 on a GPU."""
     rollout_batch_size: PositiveInt | None = None
     """Responses one rank samples at a time, which bounds the key-value cache; none: its share."""
     max_new_tokens: PositiveInt = 64

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from align.config_errors import ConfigError
 from align.config_section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from preference_data.forward_size import rows_at_once
 
 
 class Train(Section):
@@ -47,16 +48,18 @@ class TextTrain(Train):
     """Settings of training on text, token after token."""
 
     per_device_train_batch_size: PositiveInt | None = None
-    """Rows of one forward pass on one rank; train_batch_size / ranks by default."""
+    """Rows of one forward pass on one rank; does not change the result. By default as many as hold
+    1024 tokens on a CPU and 8192 on a GPU, if each is as long as the longest."""
 
-    def micro_batch_size(self, world_size: int) -> int:
-        """Rows of one forward pass on one rank. Raises ConfigError if the sizes do not divide."""
+    def micro_batch_size(self, world_size: int, longest: int, device: str) -> int:
+        """Rows of at most `longest` tokens of one forward pass on one rank, a device of this type.
+        Raises ConfigError if the sizes do not divide."""
         per_rank, rest = divmod(self.train_batch_size, world_size)
         if rest:
             raise ConfigError(
                 f"train_batch_size {self.train_batch_size} does not divide by {world_size} ranks."
             )
-        micro = self.per_device_train_batch_size or per_rank
+        micro = self.per_device_train_batch_size or rows_at_once(per_rank, longest, device)
         if per_rank % micro:
             raise ConfigError(
                 f"per_device_train_batch_size {micro} does not divide the {per_rank} rows that a "
@@ -68,8 +71,9 @@ class TextTrain(Train):
 class RankingTrain(Train):
     """Settings of training on judgements."""
 
-    tokens_per_forward: PositiveInt = 8192
-    """Tokens one forward pass holds on one rank, whole judgements; does not change the result."""
+    tokens_per_forward: PositiveInt | None = None
+    """Tokens one forward pass holds on one rank, whole judgements; does not change the result. By
+    default 1024 on a CPU, 8192 on a GPU."""
     save_steps: PositiveInt = 100
     """Optimiser steps between two checkpoints, from which an interrupted step goes on; does not
     change the result."""

@@ -19,6 +19,7 @@ from align.checkpoints import Checkpoints
 from align.memory import measured
 from align.peers import Peers
 from align.training import ParameterGroup, Training
+from preference_data.forward_size import tokens_at_once
 
 T = TypeVar("T")
 
@@ -172,6 +173,10 @@ class Engine:
             from align.sharded_training import DeepSpeedTraining as kind
         firsts = [group.first_step for group in groups]
         return kind(self, module, optimizer, peaks, total_steps, schedule, max_grad_norm, firsts)
+
+    def tokens_per_forward(self, asked: int | None = None) -> int:
+        """Tokens of a forward pass on this rank: those of a setting, if it has any."""
+        return tokens_at_once(self.device.type) if asked is None else asked
 
     def trainer_arguments(self, max_grad_norm: float) -> dict[str, Any]:
         """What transformers' TrainingArguments must know of the processes and devices."""

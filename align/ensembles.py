@@ -61,14 +61,16 @@ def member_role(role: str, number: int) -> str:
 
 @torch.no_grad()
 def member_scores(
-    roles: Roles, role: str, groups: Sequence[Group], tokens: int, engine: Engine
+    roles: Roles, role: str, groups: Sequence[Group], engine: Engine, tokens: int | None = None
 ) -> list[list[float]]:
     """[M][B] raw scores that each of the role's members (or the role itself, M = 1) gives every
-    sequence of `groups`, in forwards of at most `tokens`. A batch is laid out once for all."""
+    sequence of `groups`, in forwards of at most `tokens` (None: as many as suit the device). A
+    batch is laid out once for all."""
     scores: list[list[float]] = [[] for _ in roles.members(role)]
     single, places = distinct(groups)
     joined = join_prompts(single)
-    for part in tracked(list(split_by_tokens(joined, tokens)), "scoring", "batches"):
+    parts = split_by_tokens(joined, engine.tokens_per_forward(tokens))
+    for part in tracked(list(parts), "scoring", "batches"):
         batch = pack([joined[i] for i in part]).to(engine.device)
         rows = roles.member_scores(role, batch).float().cpu().tolist()
         for member, row in zip(scores, rows, strict=True):

@@ -38,8 +38,9 @@ def add_judge(context: StageContext, roles: Roles, step: str, role: str) -> None
 
 
 def make_judge(
-    context: StageContext, roles: Roles, judge: PartReward, role: str, tokens: int, option: str
-) -> Judge:
+    context: StageContext, roles: Roles, judge: PartReward, role: str, option: str,
+    tokens: int | None = None,
+) -> Judge:  # fmt: skip
     """The judge that an `option` of the step names; `role` is that of a reward step's, whose
     forwards hold at most `tokens` tokens. Steps within an ensemble become roles here."""
     where = f"steps.{context.name}.{option}"
@@ -54,8 +55,9 @@ def make_judge(
 
 
 def _ensemble(
-    context: StageContext, roles: Roles, judge: EnsembleReward, role: str, tokens: int, where: str
-) -> Judge:
+    context: StageContext, roles: Roles, judge: EnsembleReward, role: str, tokens: int | None,
+    where: str,
+) -> Judge:  # fmt: skip
     """Each member is asked as a judge of its own, but for those of one step, read together."""
 
     def role_of(step: str) -> str:

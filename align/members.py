@@ -31,7 +31,6 @@ from reward_models.scalar_head import Scoring
 FOLDER = "members"
 ROLE = "reward"
 """The role that is trained, reported on and saved: of an ensemble, the mean of its members."""
-TOKENS_PER_FORWARD = 8192
 
 Train = Callable[[StageContext, str, Sequence[Ranked]], None]
 """Makes a role and trains it on rows."""
@@ -133,7 +132,7 @@ def disagreement(
     engine = context.engine
     mine = engine.share(rows)
     groups = [row.group for row in mine]
-    scores = member_scores(roles, ROLE, groups, TOKENS_PER_FORWARD, engine)
+    scores = member_scores(roles, ROLE, groups, engine)
     by_row = engine.gather(_by_row(mine, scores))
     raw = np.concatenate(by_row, axis=1)
     spread = np.std(normalised(raw.tolist(), scorings), axis=0)

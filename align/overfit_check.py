@@ -124,7 +124,7 @@ def _accuracy(context: StageContext, roles: Roles, role: str, rows: Sequence[Ran
     tokens = context.step.train.tokens_per_forward
     mine = context.engine.share(rows)
     groups = [row.group for row in mine]
-    scores = torch.tensor(packed_scores(roles, role, groups, tokens, context.engine))
+    scores = torch.tensor(packed_scores(roles, role, groups, context.engine, tokens))
     pairs = pair_index(mine)
     right = (scores[pairs.better] > scores[pairs.worse]).tolist() if mine else []
     counts = context.engine.gather([(sum(right), len(right))])

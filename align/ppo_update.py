@@ -166,8 +166,8 @@ class Updater:
         One process, too, sums the gradients of two parts or more: the sum is the one of two
         processes to the last bit then, as long as each has one part.
         """
-        ranks = self.engine.world_size
-        return self.engine.share(split_evenly(groups, self.train.tokens_per_forward, max(2, ranks)))
+        tokens = self.engine.tokens_per_forward(self.train.tokens_per_forward)
+        return self.engine.share(split_evenly(groups, tokens, max(2, self.engine.world_size)))
 
     def _losses(self, lesson: Lesson, mine: list[int]) -> Iterator[Loss]:
         """Losses of some samples, as many on every rank: of a value function with weights of its

@@ -322,6 +322,7 @@ def fit_rankings(
     training goes on from the engine's newest checkpoint.
     """
     train, engine = context.step.train, context.engine
+    tokens = engine.tokens_per_forward(train.tokens_per_forward)
     order = steps_of_rows(len(rows), train, context.seed)
     training = engine.training(
         roles,
@@ -340,7 +341,7 @@ def fit_rankings(
     for number, indices in enumerate(steps, found.number + 1):  # 1
         weight = sum(rows[i].weight for i in indices)
         groups = [rows[i].group for i in indices]
-        parts = split_evenly(groups, train.tokens_per_forward, engine.world_size)  # 2
+        parts = split_evenly(groups, tokens, engine.world_size)  # 2
         mine = engine.share([[indices[i] for i in sorted(part)] for part in parts])
         for place, part in enumerate(mine, 1):
             summed = _part_loss(training.module, role, rows, part, loss, meter, engine)

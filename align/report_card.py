@@ -31,7 +31,6 @@ from reward_models.report_card import Judged, classes_of
 from reward_models.scalar_head import Scoring
 
 CARD_FILE = "report_card.json"
-TOKENS_PER_FORWARD = 8192
 REFERENCE_ROWS = 512
 """Training judgements whose answers the held-out ones are compared with."""
 WORST_KEPT = 20
@@ -105,7 +104,7 @@ def ranked_scores(
     engine = context.engine
     mine = engine.share(rows)
     groups = [row.group for row in mine]
-    flat = packed_scores(roles, "reward", groups, TOKENS_PER_FORWARD, engine)
+    flat = packed_scores(roles, "reward", groups, engine)
     return engine.gather(by_group(mine, flat))
 
 

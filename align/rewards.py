@@ -80,8 +80,8 @@ class OnSharedBase:
     role: str
     scorings: tuple[Scoring, ...]
     """of each member, or of the one model"""
-    tokens: int
-    """a forward pass holds at most"""
+    tokens: int | None
+    """a forward pass holds at most (None: as many as suit the device)"""
     engine: Engine
     name: str
     combine: Combine = "mean"
@@ -91,7 +91,7 @@ class OnSharedBase:
         bos = self.roles.renderer.tokenizer.bos_token_id
         # Members of one step cut alike.
         groups = [self.scorings[0].cut(answer.group, bos) for answer in answers]
-        raw = member_scores(self.roles, self.role, groups, self.tokens, self.engine)
+        raw = member_scores(self.roles, self.role, groups, self.engine, self.tokens)
         scores = normalised(raw, self.scorings)
         if len(scores) == 1:
             return Scores(checked(scores[0], answers, self.name))
@@ -256,8 +256,8 @@ class Scorers:
     roles: Roles
     role_of: Callable[[str], str]
     """what a step's model is called among the roles"""
-    tokens: int
-    """a forward pass on the shared base holds at most"""
+    tokens: int | None = None
+    """a forward pass on the shared base holds at most (None: as many as suit the device)"""
 
     def scorer(self, reward: AnyReward, where: str) -> Scorer[Sampled]:
         if isinstance(reward, tuple):

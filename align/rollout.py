@@ -110,7 +110,8 @@ class Roller:
     scorer: Scorer
     engine: Engine
     temperature: float
-    tokens_per_forward: int
+    tokens_per_forward: int | None
+    """None: as many as suit the device."""
     batch_size: int | None = None
     """Responses a rank samples at a time; None: its whole share."""
 
@@ -159,16 +160,16 @@ class Roller:
         reference = packed_tokens(
             groups,
             lambda batch: self.roles.logprobs("reference", batch, self.temperature).logprobs,
-            self.tokens_per_forward,
             self.engine,
+            self.tokens_per_forward,
         )
         values = [response.values for response in responses]
         if self.roles.has("value") and values[0] is None:
             found = packed_tokens(
                 groups,
                 lambda batch: self.roles.values("value", batch),
-                self.tokens_per_forward,
                 self.engine,
+                self.tokens_per_forward,
             )
             values = [tuple(row) for row in found]
         scores = self.scorer(groups)
@@ -188,13 +189,15 @@ class Roller:
 def packed_tokens(
     groups: Sequence[Group],
     compute: Callable[[PackedBatch], Tensor],
-    tokens: int,
     engine: Engine,
+    tokens: int | None = None,
 ) -> list[list[float]]:
-    """`compute`'s [N] numbers for every sequence of `groups`, in forwards of at most `tokens`."""
+    """`compute`'s [N] numbers for every sequence of `groups`, in forwards of at most `tokens`
+    (None: as many as suit the device)."""
     found: list[list[float]] = []
     groups = join_prompts(groups)
-    for part in tracked(list(split_by_tokens(groups, tokens)), "reading", "batches"):
+    parts = split_by_tokens(groups, engine.tokens_per_forward(tokens))
+    for part in tracked(list(parts), "reading", "batches"):
         batch = pack([groups[i] for i in part]).to(engine.device)
         flat = compute(batch).float().cpu()
         found += [
@@ -205,14 +208,15 @@ def packed_tokens(
 
 @torch.no_grad()
 def packed_scores(
-    roles: Roles, role: str, groups: Sequence[Group], tokens: int, engine: Engine
+    roles: Roles, role: str, groups: Sequence[Group], engine: Engine, tokens: int | None = None
 ) -> list[float]:
-    """The role's raw score of every sequence of `groups`, in forwards of at most `tokens`; equal
-    conversations are computed once."""
+    """The role's raw score of every sequence of `groups`, in forwards of at most `tokens` (None: as
+    many as suit the device); equal conversations are computed once."""
     scores: list[float] = []
     single, places = distinct(groups)
     joined = join_prompts(single)
-    for part in tracked(list(split_by_tokens(joined, tokens)), "scoring", "batches"):
+    parts = split_by_tokens(joined, engine.tokens_per_forward(tokens))
+    for part in tracked(list(parts), "scoring", "batches"):
         batch = pack([joined[i] for i in part]).to(engine.device)
         scores += roles.scores(role, batch).float().cpu().tolist()
     return [scores[place] for place in places]

@@ -51,7 +51,7 @@ def fit_language_model(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=model,  # type: ignore[arg-type]
-            args=_arguments(scratch, train, engine, len(rows), masked, seed, model),
+            args=_arguments(scratch, train, engine, rows, masked, seed, model),
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=renderer.tokenizer,
             callbacks=[callback],
@@ -68,14 +68,16 @@ def fit_language_model(
 
 
 def _arguments(
-    scratch: str, train: TextTrain, engine: Engine, rows: int, masked: bool, seed: int,
-    model: torch.nn.Module,
+    scratch: str, train: TextTrain, engine: Engine, rows: Sequence[dict[str, list[int]]],
+    masked: bool, seed: int, model: torch.nn.Module,
 ) -> Any:  # fmt: skip
     """The SFTConfig of these settings; `masked` says whether the rows have a completion mask."""
     from trl.trainer.sft_config import SFTConfig
 
-    micro = train.micro_batch_size(engine.world_size)
-    steps = train.max_steps or math.ceil(rows / train.train_batch_size * train.num_train_epochs)
+    longest = max(len(row["input_ids"]) for row in rows)
+    micro = train.micro_batch_size(engine.world_size, longest, engine.device.type)
+    epoch = len(rows) / train.train_batch_size
+    steps = train.max_steps or math.ceil(epoch * train.num_train_epochs)
     return SFTConfig(
         output_dir=scratch,
         num_train_epochs=train.num_train_epochs,

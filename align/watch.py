@@ -217,4 +217,4 @@ def _judge(context: StageContext, roles: Roles) -> Judge | None:
         add_judge(context, roles, judge, "judge")
         roles.to(context.engine.device).eval()
     tokens = context.step.train.tokens_per_forward
-    return make_judge(context, roles, judge, "judge", tokens, "judge")
+    return make_judge(context, roles, judge, "judge", "judge", tokens)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from align.config import Config, ConfigError, Lora
+from align.config import DPO, PPO, SFT, Config, ConfigError, Lora, Pretrain, Reward
 from align.config_errors import hint
 from align.memory.sharding import Sharding
 from align.memory.steps import Estimator, StepMemory
@@ -116,12 +116,7 @@ def _changes(estimator: Estimator, step: str) -> Iterator[_Change]:
     trains = config.steps[step].kind not in ("evaluate", "export")
     if trains and not config.base.gradient_checkpointing:
         yield _set("base.gradient_checkpointing", True, "true")
-    for option, smallest in (
-        ("tokens_per_forward", SMALLEST),
-        ("per_device_train_batch_size", 1),
-        ("rollout_batch_size", 1),
-    ):
-        yield from _smaller(estimator, step, option, smallest)
+    yield from _smaller(estimator, step)
     kinds = {other.kind for other in config.steps.values()}
     # Weights that are trained themselves would lose their updates to rounding.
     if config.base.dtype == "float32" and config.lora is not None and "pretrain" not in kinds:
@@ -140,20 +135,23 @@ def _changes(estimator: Estimator, step: str) -> Iterator[_Change]:
                 )
 
 
-def _smaller(estimator: Estimator, step: str, option: str, smallest: int) -> Iterator[_Change]:
-    """Halves of a size of the step's train section, down to the smallest."""
-    train: Any = getattr(estimator.config.steps[step], "train", None)
-    if train is None or option not in type(train).model_fields:
-        return
-    size = getattr(train, option)
-    if size is None:  # its share of the whole
-        whole = "train_batch_size" if "train_batch_size" in type(train).model_fields else None
-        size = getattr(train, whole) if whole else train.responses_per_iteration()
-        size = -(-size // estimator.sharding.world_size)
-    least = max(smallest, getattr(train, "samples_per_prompt", 1) if "rollout" in option else 1)
-    while size // 2 >= least:
-        size //= 2
-        yield _set(f"steps.{step}.train.{option}", size, str(size))
+def _smaller(estimator: Estimator, name: str) -> Iterator[_Change]:
+    """Halves of each size of what the step computes at once, down to the smallest."""
+    step = estimator.config.steps[name]
+    sizes: list[tuple[str, int, int]] = []
+    if isinstance(step, Pretrain | SFT):
+        sizes.append(("per_device_train_batch_size", estimator.micro_batch_size(step), 1))
+    elif isinstance(step, Reward | DPO | PPO):
+        tokens = estimator.tokens_per_forward(step.train)
+        sizes.append(("tokens_per_forward", tokens, SMALLEST))
+    if isinstance(step, PPO):
+        share = -(-step.train.responses_per_iteration() // estimator.sharding.world_size)
+        size = step.train.rollout_batch_size or share
+        sizes.append(("rollout_batch_size", size, step.train.samples_per_prompt))
+    for option, size, smallest in sizes:
+        while size // 2 >= smallest:
+            size //= 2
+            yield _set(f"steps.{name}.train.{option}", size, str(size))
 
 
 def _set(path: str, value: object, text: str) -> _Change:

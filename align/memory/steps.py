@@ -29,14 +29,13 @@ from align.memory.architecture import Architecture
 from align.memory.packing import Layout, largest_part
 from align.memory.rows import Rows
 from align.memory.sharding import Held, Sharding, held
+from preference_data.forward_size import rows_at_once, tokens_at_once
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number."""
 ROW_STRETCH = 1.25
 """Length of a packed row, in longest judgements or conversations: what `preference_data.batches`
 mostly chooses."""
-READ_AT_ONCE = 8192
-"""Tokens of the forward passes of an evaluation, as in `align.stages.evaluate`."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ class Estimator:
 
     def _phases(self, step: Step) -> Iterator[Use]:
         if isinstance(step, Pretrain | SFT):
-            batch, whole = self._text_pass(step, step.train), isinstance(step, Pretrain)
-            parts = self._parts_of(step.train)
+            batch, parts = self._text_pass(step)
+            whole = isinstance(step, Pretrain)
             yield from self._training(batch, parts, whole=whole, by_trainer=True)
         elif isinstance(step, Reward | DPO):
             batch, parts = self._ranking_pass(step, step.train)
@@ -220,28 +219,44 @@ class Estimator:
             return 2.0 * self.base.largest * self._own_size
         return 8.0 * lora.r * max(max(into, out) for _, into, out in self.base.adapted(lora))
 
-    def _parts_of(self, train: TextTrain) -> int:
-        ranks = self.sharding.world_size
-        return max(1, train.train_batch_size // ranks // self._micro(train))
+    def tokens_per_forward(self, train: RankingTrain | PPOTrain | None = None) -> int:
+        """Tokens of a forward pass: those of the step's setting, if it has any."""
+        asked = None if train is None else train.tokens_per_forward
+        return tokens_at_once(self._device) if asked is None else asked
 
-    def _micro(self, train: TextTrain) -> int:
-        share = max(1, train.train_batch_size // self.sharding.world_size)
-        return min(train.per_device_train_batch_size or share, share)
+    def micro_batch_size(self, step: Pretrain | SFT) -> int:
+        """Rows of a forward pass."""
+        share = self._share(step.train)
+        asked = step.train.per_device_train_batch_size
+        return min(asked or rows_at_once(share, self._longest(step), self._device), share)
 
-    def _text_pass(self, step: Pretrain | SFT, train: TextTrain) -> Pass:
-        """Rows padded to the longest."""
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.on_gpu else "cpu"
+
+    def _share(self, train: TextTrain) -> int:
+        """Rows of a batch that each device takes."""
+        return max(1, train.train_batch_size // self.sharding.world_size)
+
+    def _longest(self, step: Pretrain | SFT) -> int:
         known = self.rows.get(step.data)
-        longest = train.max_length
-        if known is not None and isinstance(step, SFT):
-            longest = max(known.fitting(train.max_length))
-        return Pass(self._micro(train) * longest, longest, fused_head=True)
+        if known is None or isinstance(step, Pretrain):
+            return step.train.max_length
+        return max(known.fitting(step.train.max_length))
+
+    def _text_pass(self, step: Pretrain | SFT) -> tuple[Pass, int]:
+        """Rows padded to the longest, and how many such passes a step has."""
+        longest, micro = self._longest(step), self.micro_batch_size(step)
+        parts = max(1, self._share(step.train) // micro)
+        return Pass(micro * longest, longest, fused_head=True), parts
 
     def _ranking_pass(self, step: Reward | DPO, train: RankingTrain) -> tuple[Pass, int]:
         """The largest part of a step, and how many parts there are. Unknown rows are taken to be
         pairs of the longest conversations, whose prompt is half of each."""
         known = self.rows.get(step.data)
         lengths = known.fitting(train.max_length) if known else (3 * train.max_length // 2,)
-        largest, parts = self._part(lengths, train.train_batch_size, train.tokens_per_forward, 1)
+        tokens = self.tokens_per_forward(train)
+        largest, parts = self._part(lengths, train.train_batch_size, tokens, 1)
         answered = known.answered if known else 2 / 3
         predicted = largest.used * answered if isinstance(train, DPOTrain) else 0.0
         return self._packed(largest, predicted), parts
@@ -279,13 +294,14 @@ class Estimator:
         share = new * len(lengths) / sum(lengths)
         responses = train.responses_per_iteration()
         step_of = max(1, responses // train.minibatches)
-        part, _ = self._part(lengths, step_of, train.tokens_per_forward, 2)
+        tokens = self.tokens_per_forward(train)
+        part, _ = self._part(lengths, step_of, tokens, 2)
         use = replace(sharded, phase="update", gradients=found.gradients)
         use = replace(use, parameters=use.parameters + self._gathered(trained))
         batch = replace(self._packed(part, part.used * share), entropy=True)
         yield replace(use, activations=acts.backward(batch))
         mine = max(1, min(responses, train.rollout_batch_size or responses))
-        used = min(float(train.tokens_per_forward), mine * sum(lengths) / len(lengths))
+        used = min(float(tokens), mine * sum(lengths) / len(lengths))
         more = used / part.used
         read = Layout(round(part.tokens * more), part.row, round(used))
         batch = self._packed(read, used * share)
@@ -338,8 +354,9 @@ class Estimator:
         prompts = self._prompts(step.data, step.max_prompt_length)
         rows = math.ceil(step.prompts / self.sharding.world_size)
         length = max(prompts) + step.max_new_tokens
-        row = round(min(READ_AT_ONCE, ROW_STRETCH * length))
-        read = self._packed(Layout(READ_AT_ONCE, row, READ_AT_ONCE), READ_AT_ONCE / 2)
+        tokens = self.tokens_per_forward()
+        row = round(min(tokens, ROW_STRETCH * length))
+        read = self._packed(Layout(tokens, row, tokens), tokens / 2)
         sampling = acts.sampling(rows, self._read(rows, prompts), length)
         return replace(
             self._weights("sampling", _roles(step, self.config)),

@@ -33,8 +33,6 @@ from align.tracking import Trackers
 from preference_data.batches import PackedBatch
 from preference_data.rendering import Rendered
 
-TOKENS_PER_FORWARD = 8192
-
 SMOOTHED = {
     "sigmoid": dpo_losses.sigmoid,
     "robust": dpo_losses.robust,
@@ -120,7 +118,6 @@ def _sums(context: StageContext, roles: Roles, rows: Sequence[Ranked]) -> list[T
     tokens = packed_tokens(
         [row.group for row in mine],
         lambda batch: roles.logprobs("policy", batch).logprobs,
-        TOKENS_PER_FORWARD,
         engine,
     )
     return engine.gather(by_group(mine, [sum(row) for row in tokens]))

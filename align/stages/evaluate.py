@@ -27,7 +27,6 @@ from reward_models.calibration import Array, correlation, named, reward_accuracy
 from reward_models.report_card import Judged
 from reward_models.scalar_head import Scoring, Truncation
 
-TOKENS_PER_FORWARD = 8192
 REWARD_READS_UP_TO = 1 << 30
 
 
@@ -121,7 +120,6 @@ def _replies(context: StageContext, roles: Roles, policy: str, prompts, draws) -
         under_baseline = packed_tokens(
             groups,
             lambda batch: roles.logprobs(step.baseline, batch, step.temperature).logprobs,
-            TOKENS_PER_FORWARD,
             engine,
         )
         replies = [
@@ -142,7 +140,7 @@ def _judges(context: StageContext, roles: Roles) -> dict[str, Judge]:
     judges: dict[str, Judge] = {}
     for number, judge in enumerate(context.step.judges):
         name, option = label_of(judge), f"judges[{number}]"
-        judges[name] = make_judge(context, roles, judge, name, TOKENS_PER_FORWARD, option)
+        judges[name] = make_judge(context, roles, judge, name, option)
     return judges
 
 
@@ -198,7 +196,7 @@ def _answer_scores(context: StageContext, roles: Roles, role: str, rows: Sequenc
     """[N] scores of all answers of `rows`, computed by all ranks."""
     mine = context.engine.share(rows)
     groups = [row.group for row in mine]
-    flat = packed_scores(roles, role, groups, TOKENS_PER_FORWARD, context.engine)
+    flat = packed_scores(roles, role, groups, context.engine)
     return torch.cat(context.engine.gather(by_group(mine, flat))).numpy()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from align.config import (
     Config,
     ConfigError,
     Lora,
+    PPOTrain,
+    RankingTrain,
     TextTrain,
     build_config,
     json_schema,
@@ -18,6 +21,7 @@ from align.config import (
     load_config,
 )
 from align.config_yaml import parse_yaml
+from preference_data.forward_size import tokens_at_once
 from preference_data.sources.columns.mapping import Columns, Constant, Graded, Matching
 
 SMALL = """
@@ -176,12 +180,34 @@ def test_plain_data_is_complete_and_reads_back_under_the_file_s_names():
 
 def test_micro_batches_divide_the_batch_exactly():
     """32 rows over 2 ranks are 16 a rank, in forward passes of 16, or of 4 when asked for."""
-    assert TextTrain(train_batch_size=32).micro_batch_size(2) == 16
-    assert TextTrain(train_batch_size=32, per_device_train_batch_size=4).micro_batch_size(2) == 4
+    train = TextTrain(train_batch_size=32)
+    assert train.micro_batch_size(2, longest=10, device="cpu") == 16
+    assert train.micro_batch_size(2, longest=250, device="cpu") == 4
+    assert train.micro_batch_size(2, longest=250, device="cuda") == 16
+    assert train.micro_batch_size(2, longest=9000, device="cuda") == 1
+    odd = TextTrain(train_batch_size=15)
+    assert odd.micro_batch_size(1, longest=250, device="cpu") == 3
+    four = TextTrain(train_batch_size=32, per_device_train_batch_size=4)
+    assert four.micro_batch_size(2, longest=1000, device="cpu") == 4
     with pytest.raises(ConfigError, match=r"^train_batch_size 32 does not divide by 3 ranks\.$"):
-        TextTrain(train_batch_size=32).micro_batch_size(3)
+        TextTrain(train_batch_size=32).micro_batch_size(3, longest=10, device="cpu")
     with pytest.raises(ConfigError, match="32 does not divide the 16 rows that a rank takes"):
-        TextTrain(train_batch_size=32, per_device_train_batch_size=32).micro_batch_size(2)
+        TextTrain(train_batch_size=32, per_device_train_batch_size=32).micro_batch_size(
+            2, longest=10, device="cpu"
+        )
+
+
+@pytest.mark.parametrize(
+    ("section", "option"),
+    [
+        (TextTrain, "per_device_train_batch_size"),
+        (RankingTrain, "tokens_per_forward"),
+        (PPOTrain, "tokens_per_forward"),
+    ],
+)
+def test_descriptions_name_the_tokens_that_forward_passes_hold(section: Any, option: str):
+    said = " ".join(section.model_fields[option].description.split())
+    assert all(str(tokens_at_once(device)) in said for device in ("cpu", "cuda"))
 
 
 def test_a_source_is_read_as_the_richest_kind_that_is_asked_of_it():

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from align.base import load_base
 from align.cli import main
 from align.config import Base, Config, ConfigError, Lora, build_config
 from align.engine import Engine
-from align.memory import activations, packing, steps
+from align.memory import activations, packing
 from align.memory.activations import Activations, Pass
 from align.memory.architecture import UnknownBase, read_architecture
 from align.memory.cards import GIB, Card, alternatives, card_of
@@ -35,7 +36,6 @@ from align.memory.steps import Estimator
 from align.pipeline import Pipeline
 from align.roles import Roles
 from align.schedules import SCHEDULES
-from align.stages import evaluate
 from align.training import ParameterGroup
 from preference_data import attention, batches
 from preference_data.batches import Group, pack, split_evenly
@@ -299,9 +299,7 @@ def test_sizes_that_light_modules_repeat_are_those_of_the_heavy_ones():
     assert (activations.LOGITS_AT_ONCE, activations.ROWS_AT_ONCE) == (
         logits.LOGITS_AT_ONCE, logits.ROWS_AT_ONCE,
     )  # fmt: skip
-    assert (packing.EVEN_LENGTH, steps.READ_AT_ONCE) == (
-        batches.EVEN_LENGTH, evaluate.TOKENS_PER_FORWARD,
-    )  # fmt: skip
+    assert packing.EVEN_LENGTH == batches.EVEN_LENGTH
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -401,7 +399,7 @@ def test_cards_by_name_and_by_size():
 @pytest.mark.parametrize("step", ["sft", "reward", "dpo", "ppo"])
 def test_what_is_proposed_fits(folder_of: Callable[..., Path], step: str):
     """On a card of half of what a step takes, and each proposal changes what it says."""
-    found = estimator(folder_of("llama"), lora=None)
+    found = replace(estimator(folder_of("llama"), lora=None), on_gpu=True)
     card = Card("half", found.step(step).peak.total / 2)
     assert card.verdict(found.step(step)) == "no"
     proposed = alternatives(found, step, card)
@@ -414,7 +412,7 @@ def test_what_is_proposed_fits(folder_of: Callable[..., Path], step: str):
 def test_a_proposal_is_what_the_command_line_takes(folder_of: Callable[..., Path]):
     """The estimate with the proposed settings in the configuration is the proposal's."""
     folder = folder_of("llama")
-    found = estimator(folder)
+    found = replace(estimator(folder), on_gpu=True)
     card = Card("small", found.step("dpo").peak.total / 3)
     one = alternatives(found, "dpo", card)[0]
     tree = found.config.model_dump(mode="json", by_alias=True, exclude_unset=True)
@@ -422,7 +420,7 @@ def test_a_proposal_is_what_the_command_line_takes(folder_of: Callable[..., Path
 
     for setting in one.settings:
         override(tree, setting)
-    changed = Estimator(build_config(tree), found.base, Sharding(), {})
+    changed = Estimator(build_config(tree), found.base, Sharding(), {}, on_gpu=True)
     assert changed.step("dpo").peak == one.memory.peak
 
 

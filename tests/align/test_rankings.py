@@ -15,6 +15,7 @@ import torch
 from small_runs import TWO_LAYERS, world_of
 from torch import Tensor
 
+from align import rankings
 from align.config import DPOTrain, Lora, RankingTrain, build_config
 from align.config_train import RewardTrain
 from align.engine import Engine
@@ -36,7 +37,7 @@ from align.reward_loss import loss_for
 from align.roles import Roles
 from align.stages import dpo, evaluate, reward
 from align.training import Training
-from preference_data import attention
+from preference_data import attention, forward_size
 from preference_data.batches import Group, PackedBatch, pack
 from preference_data.quarantine import DataError
 from preference_data.records import Judgement, Prompt, Response
@@ -241,6 +242,26 @@ def trained(
     )
     fit_rankings(context, roles, "reward", rows, plain_loss)
     return roles, logged
+
+
+@pytest.mark.parametrize(("settings", "limit"), [({}, 25), ({"tokens_per_forward": 40}, 40)])
+def test_a_part_holds_what_suits_the_device(
+    make_roles: Callable[..., Roles], monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, int], limit: int,
+):  # fmt: skip
+    """Here 25 tokens, if no other number is asked for; the largest of three steps has 26."""
+    monkeypatch.setattr(forward_size, "ON_CPU", 25)
+    held: list[int] = []
+
+    def packed(groups: Sequence[Group], *rest: Any) -> PackedBatch:
+        batch = pack(groups, *rest)
+        held.append(batch.tokens)
+        return batch
+
+    monkeypatch.setattr(rankings, "pack", packed)
+    trained(make_roles, **settings)
+    assert max(held) <= limit
+    assert (len(held) == 3) == (limit == 40)
 
 
 def test_micro_batches_change_nothing(

@@ -117,8 +117,8 @@ def test_numbers_come_back_in_the_order_of_sequences(roles: Roles):
     with torch.no_grad():
         scores = roles.scores("reward", batch).tolist()
         logprobs = batch.table(roles.logprobs("policy", batch).logprobs)
-    assert packed_scores(roles, "reward", groups, 8, Engine()) == pytest.approx(scores, abs=1e-5)
-    found = packed_tokens(groups, lambda part: roles.logprobs("policy", part).logprobs, 8, Engine())
+    assert packed_scores(roles, "reward", groups, Engine(), 8) == pytest.approx(scores, abs=1e-5)
+    found = packed_tokens(groups, lambda part: roles.logprobs("policy", part).logprobs, Engine(), 8)
     assert [len(row) for row in found] == [2, 1, 3, 1, 2, 3]
     for ours, expected in zip(found, logprobs.tolist(), strict=True):
         assert ours == pytest.approx(expected[: len(ours)], abs=1e-5)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
 
 from align.config import TextTrain
@@ -13,6 +14,7 @@ from align.engine import Engine
 from align.supervised import fit_language_model
 from align.tracking import Trackers
 from align.training import NonFiniteError
+from preference_data import forward_size
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(make_roles: Any, renderer: Any):
@@ -36,6 +38,37 @@ def test_a_loss_that_is_not_a_number_stops_the_training(make_roles: Any, rendere
             )
     finally:
         engine.forget_trainer()
+
+
+def test_a_forward_pass_holds_what_suits_the_device(
+    make_roles: Any, renderer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Six rows of up to 30 tokens, where 100 tokens are read at once: passes of 3 rows, and the
+    adapters of passes of 6."""
+    monkeypatch.setattr(forward_size, "ON_CPU", 100)
+    rows = [{"input_ids": list(range(5, 5 + length))} for length in (30, 11, 20, 7, 25, 16)]
+
+    def trained(rows_at_once: int | None) -> tuple[list[int], list[torch.Tensor]]:
+        roles = make_roles()
+        torch.manual_seed(0)
+        roles.add("policy", fresh=True, trainable=True)
+        train = TextTrain(
+            max_steps=2, train_batch_size=6, logging_steps=1, max_length=32,
+            per_device_train_batch_size=rows_at_once,
+        )  # fmt: skip
+        passes: list[int] = []
+        roles.model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, given: passes.append(len(given[0]))
+        )
+        engine = Engine()
+        with roles.active("policy") as model:
+            fit_language_model(model, rows, renderer, train, engine, Trackers(), seed=0)
+        return passes, [parameter.detach() for parameter in roles.parameters_of("policy")]
+
+    (few, by_default), (many, at_once) = trained(None), trained(6)
+    assert few == [3] * 4 and many == [6] * 2
+    for ours, theirs in zip(by_default, at_once, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def ppo(case: argparse.Namespace) -> tuple[Any, list[Any], dict[str, float]]:
     roles.eval()
 
     def scorer(groups: Any) -> Scores:
-        return Scores(packed_scores(roles, "scorer", groups, settings.tokens_per_forward, engine))
+        return Scores(packed_scores(roles, "scorer", groups, engine, settings.tokens_per_forward))
 
     roller = Roller(roles, scorer, engine, 1.0, settings.tokens_per_forward, 16)
     optimiser = Optimiser(engine, roles, roller, settings, seed=0)

@@ -53,6 +53,16 @@ class Clock:
             model.zero_grad()
         self._baseline = _peak(reset=True)
 
+    def count(self, embedding: Any) -> None:
+        """Takes the tokens that a trained model embeds as computed."""
+        import torch
+
+        def seen(_: Any, given: tuple[Any, ...]) -> None:
+            if torch.is_grad_enabled():
+                self.computed += given[0].numel()
+
+        embedding.register_forward_pre_hook(seen)
+
     def start(self) -> None:
         self._begin = _now()
 
@@ -113,6 +123,7 @@ def ours(
     }  # fmt: skip
     base = load_base(str(folder), Base(**settings), engine.device)
     clock.loaded(base)
+    clock.count(base.get_input_embeddings())
     lora = Lora(r=16, alpha=32) if work.lora else None
     roles = Roles(base, load_renderer(str(folder)), lora, str(folder))
     rows = _ranked(work, roles.renderer)
@@ -123,7 +134,7 @@ def ours(
     context = _context(work, engine, clock, Base(**settings))
     clock.start()
     with around():
-        loss = _loss(context, clock, roles, rows)
+        loss = _loss(context, roles, rows)
         fit_rankings(context, roles, role, rows, loss)
     groups = [row.group for row in rows]
     clock.flops = _flops_packed(work, base.config, groups)
@@ -154,7 +165,7 @@ def _context(work: Work, engine: Any, clock: Clock, base: Any) -> Any:
     section: Any = DPOTrain if work.kind == "dpo" else RewardTrain
     train = section(
         train_batch_size=work.batch, num_train_epochs=work.epochs, logging_steps=1,
-        max_length=MAX_LENGTH,
+        max_length=MAX_LENGTH, tokens_per_forward=work.forward,
     )  # fmt: skip
     return SimpleNamespace(
         step=SimpleNamespace(train=train, policy="base"), engine=engine, seed=0, tracker=clock,
@@ -163,8 +174,8 @@ def _context(work: Work, engine: Any, clock: Clock, base: Any) -> Any:
     )  # fmt: skip
 
 
-def _loss(context: Any, clock: Clock, roles: Any, rows: list[Any]) -> Any:
-    """The stage's loss, counting tokens; DPO's asks the reference first."""
+def _loss(context: Any, roles: Any, rows: list[Any]) -> Any:
+    """The stage's loss; DPO's asks the reference first."""
     from align.config import DPOTrain
     from align.reward_loss import RewardLoss
     from align.stages import dpo
@@ -174,13 +185,12 @@ def _loss(context: Any, clock: Clock, roles: Any, rows: list[Any]) -> Any:
     reference = dpo._reference(context, roles, rows) if is_dpo else None
     of_rewards = None if is_dpo else RewardLoss(train, rows)
 
-    def counted(module: Any, batch: Any, pairs: Any, found: list[int]) -> Any:
-        clock.computed += batch.input_ids.numel()
+    def of_part(module: Any, batch: Any, pairs: Any, found: list[int]) -> Any:
         if of_rewards is not None:
             return of_rewards(module, batch, pairs, found)
         return dpo._loss(train, module, batch, pairs, dpo._of(reference, found))
 
-    return counted
+    return of_part
 
 
 def _flops_packed(work: Work, config: Any, groups: list[Any]) -> float:
@@ -208,7 +218,8 @@ def trl(work: Work, folder: Path, variant: str) -> dict[str, Any]:
 
     `grouped`: rows of one length together, in the batches they were drawn in. These are such as
     train_sampling_strategy="group_by_length" makes of a whole data set; of as few rows as here it
-    would make none. `cached`: DPO's reference is computed before. `flash`: attention. `compiled`:
+    would make none. `accumulated`: two pairs a forward pass instead of the whole batch, the
+    gradients summed. `cached`: DPO's reference is computed before. `flash`: attention. `compiled`:
     torch_compile. `uncast`: half precision without autocast.
     """
     import torch
@@ -284,10 +295,12 @@ def _trl_config(work: Work, variant: str) -> Any:
     from trl.trainer.reward_config import RewardConfig
 
     is_dpo = work.kind == "dpo"
+    pairs = work.batch * (6 if work.kind == "ranking" else 1)
+    passes = pairs // 2 if "accumulated" in variant else 1
     only_dpo: dict[str, Any] = {"precompute_ref_log_probs": True} if "cached" in variant else {}
     return (DPOConfig if is_dpo else RewardConfig)(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=work.batch * (6 if work.kind == "ranking" else 1),
+        per_device_train_batch_size=pairs // passes, gradient_accumulation_steps=passes,
         num_train_epochs=work.epochs, max_length=MAX_LENGTH,
         bf16=work.dtype == "bfloat16" and "uncast" not in variant,
         torch_compile="compiled" in variant, gradient_checkpointing=False,

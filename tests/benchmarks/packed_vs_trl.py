@@ -5,11 +5,12 @@
 
 Both train the same Llama-shaped model with random weights on the same rows, each in a
 process of its own, one after the other. TRL runs without gradient checkpointing, in every honest
-way: with its own padding, with rows of one length together, in DPO with the reference computed
-before the training or along with it, in bfloat16 with autocast or without, and if ours is compiled,
-compiled or not. All ways run once; the best one runs as often as ours (`--repeats`), and its median
-is the one that ours is compared with. `--kind ranking` gives TRL all six pairs of rankings of four
-(Fine-grained RLHF) where ours takes the rankings.
+way: with its own padding, with rows of one length together, these in whole batches or two pairs a
+forward pass, in DPO with the reference computed before the training or along with it, in bfloat16
+with autocast or without, and if ours is compiled, compiled or not. All ways run once; the best one
+runs as often as ours (`--repeats`), and its median is the one that ours is compared with. `--kind
+ranking` gives TRL all six pairs of rankings of four (Fine-grained RLHF) where ours takes the
+rankings.
 
 A row of the table has the medians of the whole run's seconds and their spread, the ratio, the
 tokens (`pairs'` are those of all conversations and equal on both sides; `computed` hold the padding
@@ -64,7 +65,7 @@ def configurations() -> list[Work]:
 
 def variants(work: Work) -> list[str]:
     """The ways in which TRL can be run."""
-    ways = ["padded", "grouped"]
+    ways = ["padded", "grouped", "grouped+accumulated"]
     # Within one epoch a reference computed before costs what it costs along with the training.
     if work.kind == "dpo" and work.epochs > 1:
         ways += [f"{way}+cached" for way in ways]

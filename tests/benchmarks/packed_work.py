@@ -51,7 +51,7 @@ class Work:
     """One configuration of a benchmark."""
 
     kind: str
-    """reward, dpo or ranking"""
+    """reward, dpo, ranking or (in forward_sizes.py) sft"""
     model: str
     lora: bool
     batch: int
@@ -66,6 +66,8 @@ class Work:
     """the whole work is done once before it is timed"""
     compile: bool = False
     """torch.compile on both sides"""
+    forward: int | None = None
+    """tokens of our forward passes at most; None: the default of the device"""
 
     @property
     def name(self) -> str:

@@ -105,7 +105,6 @@ def trl(arguments: argparse.Namespace) -> dict[str, float]:
 
 def packed(arguments: argparse.Namespace) -> dict[str, float]:
     """The same loss in packed batches, in parts as PPO's."""
-    from align.config import PPOTrain
     from align.schedules import SCHEDULES
     from align.training import ParameterGroup
     from preference_data.batches import Group, pack, split_evenly
@@ -120,7 +119,7 @@ def packed(arguments: argparse.Namespace) -> dict[str, float]:
 
     def step(count: int) -> None:
         groups = every[:count]
-        parts = split_evenly(groups, PPOTrain().tokens_per_forward, 2)
+        parts = split_evenly(groups, engine.tokens_per_forward(), 2)
         for number, part in enumerate(parts, 1):
             batch = pack([groups[i] for i in part])
             loss = -roles.logprobs("policy", batch).logprobs.sum() / (count * RESPONSE)
@@ -157,7 +156,7 @@ def ppo(arguments: argparse.Namespace, value: str) -> dict[str, float]:
     )  # fmt: skip
 
     def scorer(groups: Any) -> Scores:
-        return Scores(packed_scores(roles, "reward", groups, train.tokens_per_forward, engine))
+        return Scores(packed_scores(roles, "reward", groups, engine, train.tokens_per_forward))
 
     roller = Roller(roles, scorer, engine, train.temperature, train.tokens_per_forward)
     optimiser = Optimiser(engine, roles, roller, train, seed=0)

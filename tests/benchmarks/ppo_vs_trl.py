@@ -98,7 +98,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def scorer(groups: Any) -> Scores:
         begin = time.perf_counter()
-        scores = packed_scores(roles, "reward", groups, train.tokens_per_forward, engine)
+        scores = packed_scores(roles, "reward", groups, engine, train.tokens_per_forward)
         clock["score"] += time.perf_counter() - begin
         return Scores(scores)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from preference_data import forward_size
 from preference_data.attention import hidden_states
 from preference_data.batches import Group, pack
 from preference_data.records import Prompt, Response
@@ -166,7 +167,11 @@ def test_a_prompt_of_several_answers_is_computed_once(saved: Path, monkeypatch: 
     monkeypatch.setattr("reward_models.reward_model.hidden_states", count)
     prompts, answers = PROMPTS * 4, [f"{answer} {i}" for i in range(4) for answer in ANSWERS]
     groups = [model.group_of(p, a) for p, a in zip(prompts, answers, strict=True)]
-    model.score(prompts, answers, tokens_per_forward=100)
+    model.score(prompts, answers)
+    assert len(seen) == 1
+    seen.clear()
+    monkeypatch.setattr(forward_size, "ON_CPU", 100)
+    model.score(prompts, answers)
     shared = sum(len(model.group_of(p, "x").prompt) for p in PROMPTS)
     # A prompt that is cut in two by the limit of a pass would count twice.
     assert sum(seen) == shared + sum(len(group.completions[0]) for group in groups)
