@@ -7,7 +7,7 @@ CPUs take 3 times as long for the gradients of pieces as short as these in bfloa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,18 @@ _kernel_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_c
 """What torch's `scaled_dot_product_attention` calls on a CPU; here its sums are kept for later."""
 
 
+PROMPT, TILE = -1, -2
+"""In a layout: a prompt, which sees itself; a whole group, which sees what its mask shows."""
+
+
+def tile_mask(sizes: Sequence[int]) -> Tensor:
+    """Float32 [n, n] for a prompt and its completions of these sizes: 0 where a token may see
+    another, -inf elsewhere."""
+    branch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    seen = ((branch == 0) | (branch == branch[:, None])).tril()
+    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+
+
 def causal_tail(longest: int, before: int) -> Tensor:
     """Float32 [longest, before + longest]: 0 where one of the last tokens may see another, -inf
     elsewhere. Shorter ones are parts of it."""
@@ -28,20 +40,22 @@ def causal_tail(longest: int, before: int) -> Tensor:
 
 @torch.library.custom_op("align::piecewise_attention", mutates_args=())
 def piecewise_attention(
-    query: Tensor, key: Tensor, value: Tensor, layout: Tensor, tail: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, layout: Tensor, tail: Tensor, tiles: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """[1, N, H, D] of queries [1, H, N, D], keys and values [1, H', N, D] of N tokens, and the logs
     [N, H] of the softmax's sums.
 
     `layout` [P, 2] has each piece's number of tokens and, for a completion, which piece its prompt
-    is (else -1). `tail` is a `causal_tail` that is as long as the longest completion, behind the
-    longest prompt.
+    is (else PROMPT or TILE). `tail` is a `causal_tail` that is as long as the longest completion,
+    behind the longest prompt. `tiles` has the masks of the pieces that are tiles one after another,
+    flat, and may be longer. Pieces of no token are passed over.
     """
-    at, rows = _computed(query.dtype), layout.tolist()
+    at, rows = _computed(query.dtype), _rows(layout)
     parts: list[Tensor] = []
     sums: list[Tensor] = []
-    for piece in _pieces(rows, query, key, value, tail, at):
-        part, logs = _kernel(*piece.inputs, 0.0, piece.is_prompt, attn_mask=piece.mask, scale=scale)
+    for piece in _pieces(rows, query, key, value, (tail, tiles), at):
+        part, logs = _kernel(*piece.inputs, 0.0, piece.is_causal, attn_mask=piece.mask, scale=scale)
         parts.append(part.transpose(1, 2))
         sums.append(logs[0].T)
     return torch.cat(parts, dim=1).to(query.dtype), torch.cat(sums)
@@ -49,8 +63,9 @@ def piecewise_attention(
 
 @piecewise_attention.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, layout: Tensor, tail: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, layout: Tensor, tail: Tensor, tiles: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     found = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
     return found, query.new_empty(found.shape[1:3], dtype=_computed(query.dtype))
 
@@ -58,25 +73,25 @@ def _(
 @torch.library.custom_op("align::piecewise_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, found: Tensor, sums: Tensor,
-    layout: Tensor, tail: Tensor, scale: float,
+    layout: Tensor, tail: Tensor, tiles: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of queries, keys and values, in their shapes."""
-    at, rows = _computed(query.dtype), layout.tolist()
+    at, rows = _computed(query.dtype), _rows(layout)
     sizes = [size for size, _ in rows]
     grads, outputs = (part.to(at).transpose(1, 2).split(sizes, 2) for part in (grad, found))
     logs = sums.split(sizes)
     of_queries: list[Tensor] = []
     of_keys: list[Tensor] = []
     of_values: list[Tensor] = []
-    for place, piece in enumerate(_pieces(rows, query, key, value, tail, at)):
+    for place, piece in enumerate(_pieces(rows, query, key, value, (tail, tiles), at)):
         part, *of_seen = _kernel_backward(
             grads[place], *piece.inputs, outputs[place], logs[place].T[None], 0.0,
-            piece.is_prompt, attn_mask=piece.mask, scale=scale,
+            piece.is_causal, attn_mask=piece.mask, scale=scale,
         )  # fmt: skip
         of_queries.append(part)
         for found_so_far, grad_seen in zip((of_keys, of_values), of_seen, strict=True):
             of_own = grad_seen
-            if not piece.is_prompt:
+            if piece.prompt >= 0:
                 read, of_own = grad_seen.split((grad_seen.shape[2] - sizes[place], sizes[place]), 2)
                 found_so_far[piece.prompt].add_(read)
             found_so_far.append(of_own)
@@ -90,7 +105,7 @@ def _backward(
 @_backward.register_fake
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, found: Tensor, sums: Tensor,
-    layout: Tensor, tail: Tensor, scale: float,
+    layout: Tensor, tail: Tensor, tiles: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     at = _computed(query.dtype)
 
@@ -106,9 +121,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _of_inputs(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    query, key, value, layout, tail, found, sums = ctx.saved_tensors
-    of_three = _backward(grad, query, key, value, found, sums, layout, tail, ctx.scale)
-    return (*of_three, None, None, None)
+    query, key, value, layout, tail, tiles, found, sums = ctx.saved_tensors
+    of_three = _backward(grad, query, key, value, found, sums, layout, tail, tiles, ctx.scale)
+    return (*of_three, None, None, None, None)
 
 
 piecewise_attention.register_autograd(_of_inputs, setup_context=_keep)
@@ -119,30 +134,39 @@ class _Piece:
     inputs: tuple[Tensor, Tensor, Tensor]
     """Queries [1, H, Q, D], and the keys and values [1, H, K, D] that they may see."""
     prompt: int
-    """Which piece comes first among the keys; -1 for a prompt, which sees itself."""
+    """Which piece comes first among the keys; PROMPT or TILE if none does."""
     mask: Tensor | None
     """[Q, K] what is added to the scores; None where the kernel knows (causal)."""
 
     @property
-    def is_prompt(self) -> bool:
-        return self.prompt < 0
+    def is_causal(self) -> bool:
+        return self.mask is None
+
+
+def _rows(layout: Tensor) -> list[list[int]]:
+    return [row for row in layout.tolist() if row[0]]
 
 
 def _pieces(
-    rows: list[list[int]], query: Tensor, key: Tensor, value: Tensor, tail: Tensor,
+    rows: list[list[int]], query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor, Tensor],
     dtype: torch.dtype,
 ) -> Iterator[_Piece]:  # fmt: skip
-    """Of a layout's `rows`, in which a prompt comes before its completions."""
+    """Of a layout's `rows`, in which a prompt comes before its completions; `masks` are the tail
+    and the tiles."""
     sizes = [size for size, _ in rows]
     if query.stride(-1) != 1:  # the kernel reads each head's numbers one after another
         query = query.contiguous()
     whole = (query.to(dtype), _spread(key, query, dtype), _spread(value, query, dtype))
     queries, keys, values = (part.split(sizes, 2) for part in whole)
-    tail = tail.to(dtype)
-    before = tail.shape[1] - tail.shape[0]
+    tail, tiles = (mask.to(dtype) for mask in masks)
+    before, used = tail.shape[1] - tail.shape[0], 0
     for place, (size, prompt) in enumerate(rows):
         if prompt < 0:
-            yield _Piece((queries[place], keys[place], values[place]), prompt, None)
+            mask = None
+            if prompt == TILE:
+                mask = tiles[used : used + size * size].view(size, size)
+                used += size * size
+            yield _Piece((queries[place], keys[place], values[place]), prompt, mask)
             continue
         seen = [torch.cat((part[prompt], part[place]), dim=2) for part in (keys, values)]
         mask = tail[:size, before - sizes[prompt] : before + size]

@@ -3,11 +3,13 @@ over the prompt and itself.
 
 A mask says what must not be seen, and no kernel of a CPU skips what it hides: attention over a row
 costs the square of its length. Here every piece costs what it sees, and a row has no unused tokens.
-transformers calls `attend` where a model's attention implementation is NAME.
+Only a group of few tokens, a prompt and its completions, is one piece under a mask. transformers
+calls `attend` where a model's attention implementation is NAME.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -16,9 +18,22 @@ import torch
 from torch import Tensor
 
 from preference_data.batches import UNUSED, PackedBatch
-from preference_data.piece_attention import causal_tail, piecewise_attention
+from preference_data.piece_attention import (
+    PROMPT,
+    TILE,
+    causal_tail,
+    piecewise_attention,
+    tile_mask,
+)
 
 NAME = "piecewise"
+SHORT = 128
+"""Tokens of a group that is one piece, under a mask: of short pieces each costs more to call for
+than to compute."""
+FILLERS = [(0, PROMPT)] * 5
+LEAST = (3, 7)
+"""Pieces of no token, and a tail's sizes: a compiler makes a second program for sizes of 0 and 1,
+and for sizes that happen to be equal."""
 
 
 class Lost(RuntimeError):
@@ -39,20 +54,35 @@ class Pieces:
     prompts: list[int | None]
     """Which piece a completion's prompt is; None for a prompt."""
     layout: Tensor = field(init=False)
-    """The same as a tensor (see `piecewise_attention`)."""
+    """What is computed at once, as a tensor (see `piecewise_attention`)."""
     tail: Tensor = field(init=False)
     """What the longest completion sees behind the longest prompt."""
+    tiles: Tensor = field(init=False)
+    """Masks of the groups that are one piece."""
     calls: int = 0
     """Layers that have read it."""
 
     def __post_init__(self) -> None:
-        prompts = [-1 if prompt is None else prompt for prompt in self.prompts]
-        self.layout = torch.tensor([self.sizes, prompts]).T
-        read = [
-            (size, p) for size, p in zip(self.sizes, self.prompts, strict=True) if p is not None
-        ]
-        longest = max((size for size, _ in read), default=0)
-        self.tail = causal_tail(longest, max((self.sizes[p] for _, p in read), default=0))
+        rows: list[tuple[int, int]] = []
+        masks: list[Tensor] = []
+        longest, before = LEAST
+        for prompt, *completions in self._groups():
+            if completions and prompt + sum(completions) <= SHORT:
+                rows.append((prompt + sum(completions), TILE))
+                masks.append(tile_mask([prompt, *completions]).flatten())
+                continue
+            rows += [(prompt, PROMPT), *((size, len(rows)) for size in completions)]
+            if completions:
+                longest, before = max(longest, *completions), max(before, prompt)
+        self.layout = torch.tensor([*rows, *FILLERS])
+        self.tail = causal_tail(longest, before)
+        self.tiles = torch.cat([*masks, torch.zeros(len(FILLERS))])
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Tokens of each prompt and its completions."""
+        starts = [place for place, prompt in enumerate(self.prompts) if prompt is None]
+        for start, end in zip(starts, [*starts[1:], len(self.prompts)], strict=True):
+            yield self.sizes[start:end]
 
 
 def pieces_of(batch: PackedBatch) -> tuple[Tensor, Pieces]:
@@ -95,7 +125,9 @@ def attend(
     if not torch.compiler.is_compiling():  # a compiler would expect the same number again
         pieces.calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found, _ = piecewise_attention(query, key, value, pieces.layout, pieces.tail, scale)
+    found, _ = piecewise_attention(
+        query, key, value, pieces.layout, pieces.tail, pieces.tiles, scale
+    )
     return found, None
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from preference_data import attention, piece_attention
+from preference_data import attention, piece_attention, piecewise
 from preference_data.attention import dense_mask, hidden_states
 from preference_data.batches import Group, PackedBatch, pack
-from preference_data.piece_attention import piecewise_attention
+from preference_data.piece_attention import PROMPT, TILE, piecewise_attention, tile_mask
 from preference_data.piecewise import Attending, Lost, attend, attending_now, pieces_of
 
 GROUPS = [
@@ -25,17 +25,41 @@ GROUPS = [
 ]
 
 
-def test_pieces_of_a_batch_by_hand():
+@pytest.fixture(autouse=True, params=[0, 5, 128])
+def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """No group, one of GROUPS, or all are a piece under a mask."""
+    monkeypatch.setattr(piecewise, "SHORT", request.param)
+    return request.param
+
+
+def test_pieces_of_a_batch_by_hand(short: int):
     """The groups have 6, 4 and 9 tokens: in rows of 10 the third has the first row, whose last
     token is unused, and the others fill the second."""
     batch = pack(GROUPS, row_tokens=10)
     used, pieces = pieces_of(batch)
     assert pieces.sizes == [2, 1, 2, 3, 1, 3, 2, 1, 1, 3]
     assert pieces.prompts == [None, 0, 0, 0, 0, None, 5, 5, None, 8]
+    assert [row for row in pieces.layout.tolist() if row[0]] == {
+        0: [
+            [2, PROMPT], [1, 0], [2, 0], [3, 0], [1, 0], [3, PROMPT], [2, 5], [1, 5],
+            [1, PROMPT], [3, 8],
+        ],
+        5: [
+            [2, PROMPT], [1, 0], [2, 0], [3, 0], [1, 0], [3, PROMPT], [2, 5], [1, 5], [4, TILE],
+        ],
+        128: [[9, TILE], [6, TILE], [4, TILE]],
+    }[short]  # fmt: skip
     assert batch.input_ids.flatten()[used].tolist() == [
         15, 16, 17, 18, 19, 20, 21, 22, 17, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
     ]  # fmt: skip
     assert len(used) == 19 == batch.tokens < batch.input_ids.numel()
+
+
+def test_a_tile_by_hand():
+    """A prompt of two tokens, and completions of two and of one."""
+    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    assert (tile_mask([2, 2, 1]) == 0).int().tolist() == seen
+    assert set(tile_mask([2, 2, 1]).flatten().tolist()) == {0.0, float("-inf")}
 
 
 @pytest.mark.parametrize("shared", [1, 3])
@@ -86,7 +110,7 @@ def test_the_operator_is_one_of_torch(shared: int, dtype: torch.dtype):
         .to(dtype).requires_grad_()
         for heads in (2 * shared, 2, 2)
     ]  # fmt: skip
-    more = (pieces.layout, pieces.tail, 0.3)
+    more = (pieces.layout, pieces.tail, pieces.tiles, 0.3)
     torch.library.opcheck(piecewise_attention, (*parts, *more))
     if dtype == torch.float64:
         assert torch.autograd.gradcheck(lambda *of: piecewise_attention(*of, *more)[0], parts)
@@ -101,7 +125,7 @@ def test_queries_may_lie_in_memory_in_any_order():
     for one in (query, turned):
         parts = [part.detach().requires_grad_() for part in (one, key, value)]
         assert parts[0].stride() == one.stride()
-        output, _ = piecewise_attention(*parts, pieces.layout, pieces.tail, 0.3)
+        output, _ = piecewise_attention(*parts, pieces.layout, pieces.tail, pieces.tiles, 0.3)
         found.append([output, *torch.autograd.grad(output.square().sum(), parts)])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
@@ -114,7 +138,7 @@ def test_half_precision_is_rounded_at_the_end_only():
     found = []
     for dtype in (torch.bfloat16, torch.float32):
         parts = [part.to(dtype).requires_grad_() for part in half]
-        output, _ = piecewise_attention(*parts, pieces.layout, pieces.tail, 0.3)
+        output, _ = piecewise_attention(*parts, pieces.layout, pieces.tail, pieces.tiles, 0.3)
         weight = torch.ones_like(output)
         found.append([output, *torch.autograd.grad(output, parts, weight)])
     for ours, theirs in zip(*found, strict=True):
@@ -158,12 +182,14 @@ def states(model: Any, batch: PackedBatch) -> Tensor:
 
 
 def test_no_unused_token_is_computed_and_nobody_looks_at_other_groups(
-    llama: Any, monkeypatch: pytest.MonkeyPatch
+    llama: Any, monkeypatch: pytest.MonkeyPatch, short: int
 ):
     """A layer's pairs: of the groups 9 + 2 * 5 + 1 * 4 (3 queries see 3 keys, 2 see 5, 1 sees 4),
-    1 + 3 * 4, and 4 + 3 + 2 * 4 + 3 * 5 + 3; under a mask two rows of 10 by 10."""
+    1 + 3 * 4, and 4 + 3 + 2 * 4 + 3 * 5 + 3; under a mask two rows of 10 by 10. A
+    group that is one piece sees itself."""
     batch = pack(GROUPS, row_tokens=10)
-    seen = (9 + 10 + 4) + (1 + 12) + (4 + 3 + 8 + 15 + 3)
+    first, second, third = (9 + 10 + 4), (1 + 12), (4 + 3 + 8 + 15 + 3)
+    seen = {0: first + second + third, 5: first + 4**2 + third, 128: 6**2 + 4**2 + 9**2}[short]
     kernel = piece_attention._kernel  # within our own operator, which the mode does not enter
     with Attended() as piecewise_, torch.no_grad():
         monkeypatch.setattr(
