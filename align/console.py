@@ -162,7 +162,8 @@ def show_memory(plan: MemoryPlan, card: Card | None) -> None:
         _add_row(table, step.name, size_in_words(peak.total), peak.phase, *held, *verdict)
     say("")
     console().print(table)
-    say("Estimated per device, to within 15 %; what the driver takes is not in it.")
+    device = "a CPU (of a GPU: --card)" if card is None else "a GPU"
+    say(f"Estimated per device, {device}, to within 15 %; what the driver takes is not in it.")
     for step in plan.steps:
         if card is not None and card.verdict(step) != "yes":
             _show_alternatives(plan, step.name, card)
