@@ -243,14 +243,14 @@ def test_a_fresh_process_gives_the_same_scores(
 
     A head is in float32 here and in the files, but transformers computes it in the base's type: in
     bfloat16, whose numbers have 8 bits, a plain score of about 2 is off by up to 2 ** -7 per
-    rounding.
+    rounding, and one of 6 by three times as much.
     """
     one, found = saved[case], reloaded[case.name]
     assert found[case.dtype] == pytest.approx(one.scores, abs=1e-6)
     assert found["float32 plain"] == pytest.approx(found["float32 masked"], abs=1e-6)
     assert found["float32 masked"] == pytest.approx(found["float32"], abs=1e-5)
     assert found["float32 together"] == pytest.approx(found["float32"], abs=1e-5)
-    assert found[f"{case.dtype} plain"] == pytest.approx(one.scores, abs=6e-2)
+    assert found[f"{case.dtype} plain"] == pytest.approx(one.scores, abs=6e-2, rel=3e-2)
     assert max(one.scores) - min(one.scores) > 1e-2
 
 

@@ -95,9 +95,7 @@ def trl(arguments: argparse.Namespace) -> dict[str, float]:
         def finish(self, *_: Any) -> None: ...
 
     def step(count: int) -> None:
-        train = TextTrain(
-            max_steps=1, train_batch_size=count, per_device_train_batch_size=count
-        )
+        train = TextTrain(max_steps=1, train_batch_size=count, per_device_train_batch_size=count)
         module: Any = roles.module("policy")
         fit_language_model(module, rows[:count], roles.renderer, train, engine, Silent(), 0)
 
