@@ -30,6 +30,7 @@ def compile_later(model: Any, device: torch.device) -> None:
         torch.compile(torch.sin)(torch.ones(2, device=device))
     except Exception as error:  # of a compiler, of its headers, of a backend
         reason = next(iter(str(_cause(error)).strip().splitlines()), type(error).__name__)
+        reason = reason if reason.endswith(".") else f"{reason}."
         raise ConfigError(
             f"base.compile is true, but nothing can be compiled here: {reason} Install a C++ "
             f"compiler and Python's headers, or set it to false."

@@ -249,6 +249,6 @@ def split_evenly(groups: Sequence[Group], tokens: int, parts: int) -> list[list[
             lightest = held.index(min(held))
             split[lightest].append(index)
             held[lightest] += len(groups[index])
-        if max(held) <= tokens:
+        if all(size <= tokens or len(part) == 1 for part, size in zip(split, held, strict=True)):
             break
     return split

@@ -19,8 +19,9 @@ _kernel_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_c
 """What torch's `scaled_dot_product_attention` calls on a CPU; here its sums are kept for later."""
 
 
-PROMPT, TILE = -1, -2
-"""In a layout: a prompt, which sees itself; a whole group, which sees what its mask shows."""
+CAUSAL, TILE = -1, -2
+"""In a layout: a piece that sees itself, as a prompt does or a whole conversation; a group whose
+tokens see what its mask shows."""
 
 
 def tile_mask(sizes: Sequence[int]) -> Tensor:
@@ -47,7 +48,7 @@ def piecewise_attention(
     [N, H] of the softmax's sums.
 
     `layout` [P, 2] has each piece's number of tokens and, for a completion, which piece its prompt
-    is (else PROMPT or TILE). `tail` is a `causal_tail` that is as long as the longest completion,
+    is (else CAUSAL or TILE). `tail` is a `causal_tail` that is as long as the longest completion,
     behind the longest prompt. `tiles` has the masks of the pieces that are tiles one after another,
     flat, and may be longer. Pieces of no token are passed over.
     """
@@ -134,7 +135,7 @@ class _Piece:
     inputs: tuple[Tensor, Tensor, Tensor]
     """Queries [1, H, Q, D], and the keys and values [1, H, K, D] that they may see."""
     prompt: int
-    """Which piece comes first among the keys; PROMPT or TILE if none does."""
+    """Which piece comes first among the keys; CAUSAL or TILE if none does."""
     mask: Tensor | None
     """[Q, K] what is added to the scores; None where the kernel knows (causal)."""
 

@@ -3,8 +3,8 @@ over the prompt and itself.
 
 A mask says what must not be seen, and no kernel of a CPU skips what it hides: attention over a row
 costs the square of its length. Here every piece costs what it sees, and a row has no unused tokens.
-Only a group of few tokens, a prompt and its completions, is one piece under a mask. transformers
-calls `attend` where a model's attention implementation is NAME.
+A prompt and its only completion are one piece. Only a group of few tokens with several completions
+is one under a mask. transformers calls `attend` where a model's attention implementation is NAME.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from preference_data.batches import UNUSED, PackedBatch
 from preference_data.piece_attention import (
-    PROMPT,
+    CAUSAL,
     TILE,
     causal_tail,
     piecewise_attention,
@@ -30,10 +30,10 @@ NAME = "piecewise"
 SHORT = 128
 """Tokens of a group that is one piece, under a mask: of short pieces each costs more to call for
 than to compute."""
-FILLERS = [(0, PROMPT)] * 5
-LEAST = (3, 7)
+FILLERS = [(0, CAUSAL)] * 5
+LEAST = (3, 2)
 """Pieces of no token, and a tail's sizes: a compiler makes a second program for sizes of 0 and 1,
-and for sizes that happen to be equal."""
+and for sizes that happen to be equal. A layout is [6 or more, 2], the least tail [3, 5]."""
 
 
 class Lost(RuntimeError):
@@ -67,12 +67,14 @@ class Pieces:
         masks: list[Tensor] = []
         longest, before = LEAST
         for prompt, *completions in self._groups():
-            if completions and prompt + sum(completions) <= SHORT:
-                rows.append((prompt + sum(completions), TILE))
+            together = prompt + sum(completions)
+            if len(completions) <= 1:
+                rows.append((together, CAUSAL))
+            elif together <= SHORT:
+                rows.append((together, TILE))
                 masks.append(tile_mask([prompt, *completions]).flatten())
-                continue
-            rows += [(prompt, PROMPT), *((size, len(rows)) for size in completions)]
-            if completions:
+            else:
+                rows += [(prompt, CAUSAL), *((size, len(rows)) for size in completions)]
                 longest, before = max(longest, *completions), max(before, prompt)
         self.layout = torch.tensor([*rows, *FILLERS])
         self.tail = causal_tail(longest, before)

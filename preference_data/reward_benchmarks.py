@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from preference_data.counts import counted
 from preference_data.quarantine import DataError, Rejected, RowFault, reasons_in_words
 from preference_data.records import Prompt, Response
 from preference_data.sources.carriers import CARRIERS, read_rows
@@ -145,8 +144,7 @@ def read_benchmark(source: str, layout: str = "auto", limit: int | None = None) 
     if not items:
         reasons = reasons_in_words(Counter(fault.reason for fault in rejected))
         raise DataError(
-            f"None of the {counted(len(rejected), 'row')} of {source} can be used as {name} "
-            f"({reasons}); the first: {rejected[0].detail}"
+            f"No row of {source} can be used as {name} ({reasons}); the first: {rejected[0].detail}"
         )
     if limit is not None:
         reading.note(f"Of each subset, the first {limit} alone.")

@@ -59,7 +59,7 @@ def parts_of(lengths: Sequence[int], tokens: int, multiple: int) -> list[list[in
             lightest = held.index(min(held))
             parts[lightest].append(length)
             held[lightest] += length
-        if max(held) <= tokens:
+        if all(size <= tokens or len(part) == 1 for part, size in zip(parts, held, strict=True)):
             break
     return [part for part in parts if part]
 

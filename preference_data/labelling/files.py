@@ -22,7 +22,6 @@ from pathlib import Path
 
 import orjson
 
-from preference_data.counts import counted
 from preference_data.exports import FORMULA_STARTS
 from preference_data.labelling.selection import Question
 from preference_data.quarantine import DataError
@@ -151,8 +150,8 @@ def apply_key(folder: Path, key: Path) -> Joined:
     matched = [(one, question) for one, question in answers if question is not None]
     if not matched:
         raise DataError(
-            f"None of the {counted(len(answers), 'judgement')} of {folder} answers a question of "
-            f"{key}. Give the key that was written with the labelling files."
+            f"No judgement of {folder} answers a question of {key}. Give the key that was "
+            f"written with the labelling files."
         )
     with record_sink(folder, "preferences") as sink:
         for judgement, question in answers:

@@ -227,7 +227,7 @@ def _check_usable(path: str, usable: int, quarantine: Quarantine, allowed: float
     rows_in = usable + quarantine.rows
     if quarantine.first is None or (usable and quarantine.faults <= allowed * rows_in):
         return
-    found = f"None of the {counted(rows_in, 'row')} of {path} can be used"
+    found = f"No row of {path} can be used"
     if usable:
         found = (
             f"{quarantine.faults} of {counted(rows_in, 'row')} of {path} cannot be used, more "

@@ -176,7 +176,9 @@ def show(what: str, found: dict[str, float]) -> None:
 
 @pytest.fixture(params=["piecewise", "masked"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How conversations in one row are kept apart: as on a CPU, or under a mask as on a GPU."""
+    """How conversations in one row are kept apart: as on a CPU, where some groups here are one
+    piece, some several, or under a mask as on a GPU."""
+    monkeypatch.setattr(piecewise, "SHORT", 12)
     if request.param == "masked":
         monkeypatch.setattr(attention, "_goes_piecewise", lambda *_: False)
     return request.param

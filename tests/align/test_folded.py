@@ -360,11 +360,11 @@ def test_dropout_that_does_not_drop_is_no_reason(calls: list[int]):
 
 
 def test_only_many_tokens_are_worth_a_fold(folds: list[torch.Size]):
-    """As many as the weight has rows and columns."""
+    """6 tokens have 24 numbers in and 72 out, twice as many as a weight of 4 x 12."""
     layer = layer_of(size=(4, 12))
-    layer(torch.randn(2, 8, 4))
+    layer(torch.randn(2, 3, 4))
     assert not folds
-    layer(torch.randn(17, 4))
+    layer(torch.randn(7, 4))
     assert folds == [(12, 4)]
 
 

@@ -24,7 +24,7 @@ from align.logits import token_logprobs
 from align.pipeline import Pipeline
 from align.policy import respond, uniforms
 from align.roles import Roles
-from preference_data import attention
+from preference_data import attention, piecewise
 from preference_data.attention import hidden_states
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
@@ -55,6 +55,12 @@ BATCH = pack(
     ],
     row_tokens=16,
 )
+
+
+@pytest.fixture(autouse=True)
+def mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the first group is three pieces more than a prompt, the second one under a mask."""
+    monkeypatch.setattr(piecewise, "SHORT", 8)
 
 
 def model_of(kind: str, settings: Mapping[str, Any], attention: str = "sdpa") -> Any:

@@ -105,6 +105,20 @@ def test_headline_numbers_and_verdicts(page: Page):
     assert {"ppo vs sft", "dpo vs sft", "gold", "reward"} <= svg_words(forest)
 
 
+def test_the_headline_is_of_the_best_policy(tmp_path: Path):
+    """Not of the one that the config names first, nor of another judge."""
+    folder = make_run(tmp_path)
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary["steps"]["evaluate"]["metrics"] = {
+        "evaluate/reward/win_rate/dpo_vs_sft": 0.99,
+        "evaluate/gold/win_rate/dpo_vs_sft": 0.83,
+        "evaluate/gold/win_rate/ppo_vs_sft": 0.93,
+    }
+    write_object(path, summary)
+    assert "gold prefers ppo to sft on 93 %" in Page(write_report(folder)).text
+
+
 def svg_words(uri: str) -> set[str]:
     """The text of a figure, which must be well-formed XML."""
     root = ElementTree.fromstring(base64.b64decode(uri.partition("base64,")[2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -46,7 +47,9 @@ def account(path: Path, written: list[list[str]], rows_in: int, **choices) -> No
             "preferences", str(path), out, format="table", max_quarantined=1.0, **choices
         )
     except DataError as error:
-        assert not expected and f"None of the {rows_in} row{'s' * (rows_in != 1)} of" in str(error)
+        reasons = re.findall(r"[(,] ?[a-z_]+ (\d+)", str(error).partition("; the first:")[0])
+        assert not expected and str(error).startswith("No row of ")
+        assert sum(map(int, reasons)) == rows_in
         return
     said = json.loads((out / "import.json").read_text(encoding="utf-8"))
     judgements = (out / "judgements.jsonl").read_bytes().decode().split("\n")

@@ -145,6 +145,14 @@ def test_even_parts_keep_to_the_budget_and_lose_nothing(
     assert max(held) - min(held) <= max(map(len, groups))
 
 
+def test_a_group_beyond_the_budget_is_alone_and_the_others_are_not():
+    """30 tokens and three times 5, of which a pass is to hold 20: two passes, not four."""
+    groups = [Group((1, 2), (tuple(range(length)),)) for length in (3, 28, 3, 3)]
+    assert split_evenly(groups, 20, 1) == [[1], [0, 2, 3]]
+    assert split_evenly(groups, 20, 2) == [[1], [0, 2, 3]]
+    assert split_evenly(groups, 10, 1) == [[1], [0, 3], [2]]
+
+
 def test_nothing_is_padded_and_no_prompt_is_laid_out_twice():
     """4 pairs of 100 + 2 * 10 tokens and a row budget of 240: two full rows of two groups each."""
     group = Group(tuple(range(100)), (tuple(range(10)), tuple(range(10, 20))))

@@ -115,7 +115,7 @@ def test_a_file_without_a_usable_row(here):
     with pytest.raises(DataError) as caught:
         import_data("preferences", "labels.csv", here / "out", max_quarantined=1.0)
     assert str(caught.value) == (
-        "None of the 1 row of labels.csv can be used (label_unknown 1); the first: row 1 "
+        "No row of labels.csv can be used (label_unknown 1); the first: row 1 "
         "(line 2): the label 'left' is not one of A, B, tie, both_bad, both_good, unsure; "
         "columns.labels can say what it means. "
         f"See {here}/out/quarantine.jsonl."
@@ -331,7 +331,7 @@ def test_any_json_is_out_or_set_aside(tmp_path_factory, rows, kind_and_format):
     except DataError as error:
         # No usable row, or the first row is a list, which makes the file an array.
         assert (
-            str(error).startswith("None of the")
+            str(error).startswith("No row of")
             or " has no column" in str(error)
             or isinstance(rows[0], list)
         )

@@ -323,7 +323,7 @@ def test_an_id_beside_the_texts_of_another_question_is_refused(
 def test_a_key_of_other_questions_is_refused(asked: list[Question], tmp_path: Path):
     (tmp_path / "other.csv").write_text("prompt,response_a,response_b,label\np,a,b,A\n")
     before = import_labels(tmp_path / "other.csv", tmp_path / "data")
-    with pytest.raises(DataError, match=r"None of the 1 judgement of .* answers a question"):
+    with pytest.raises(DataError, match=r"No judgement of .* answers a question"):
         apply_key(tmp_path / "data", tmp_path / "task")
     assert list(read_judgements(tmp_path / "data")) == before
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from preference_data import attention, piece_attention, piecewise
 from preference_data.attention import dense_mask, hidden_states
 from preference_data.batches import Group, PackedBatch, pack
-from preference_data.piece_attention import PROMPT, TILE, piecewise_attention, tile_mask
+from preference_data.piece_attention import CAUSAL, TILE, piecewise_attention, tile_mask
 from preference_data.piecewise import Attending, Lost, attend, attending_now, pieces_of
 
 GROUPS = [
@@ -25,9 +25,9 @@ GROUPS = [
 ]
 
 
-@pytest.fixture(autouse=True, params=[0, 5, 128])
+@pytest.fixture(autouse=True, params=[0, 6, 128])
 def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """No group, one of GROUPS, or all are a piece under a mask."""
+    """No group, one of GROUPS, or all that have several completions are a piece under a mask."""
     monkeypatch.setattr(piecewise, "SHORT", request.param)
     return request.param
 
@@ -41,13 +41,10 @@ def test_pieces_of_a_batch_by_hand(short: int):
     assert pieces.prompts == [None, 0, 0, 0, 0, None, 5, 5, None, 8]
     assert [row for row in pieces.layout.tolist() if row[0]] == {
         0: [
-            [2, PROMPT], [1, 0], [2, 0], [3, 0], [1, 0], [3, PROMPT], [2, 5], [1, 5],
-            [1, PROMPT], [3, 8],
+            [2, CAUSAL], [1, 0], [2, 0], [3, 0], [1, 0], [3, CAUSAL], [2, 5], [1, 5], [4, CAUSAL],
         ],
-        5: [
-            [2, PROMPT], [1, 0], [2, 0], [3, 0], [1, 0], [3, PROMPT], [2, 5], [1, 5], [4, TILE],
-        ],
-        128: [[9, TILE], [6, TILE], [4, TILE]],
+        6: [[2, CAUSAL], [1, 0], [2, 0], [3, 0], [1, 0], [6, TILE], [4, CAUSAL]],
+        128: [[9, TILE], [6, TILE], [4, CAUSAL]],
     }[short]  # fmt: skip
     assert batch.input_ids.flatten()[used].tolist() == [
         15, 16, 17, 18, 19, 20, 21, 22, 17, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
@@ -185,11 +182,11 @@ def test_no_unused_token_is_computed_and_nobody_looks_at_other_groups(
     llama: Any, monkeypatch: pytest.MonkeyPatch, short: int
 ):
     """A layer's pairs: of the groups 9 + 2 * 5 + 1 * 4 (3 queries see 3 keys, 2 see 5, 1 sees 4),
-    1 + 3 * 4, and 4 + 3 + 2 * 4 + 3 * 5 + 3; under a mask two rows of 10 by 10. A
-    group that is one piece sees itself."""
+    4 * 4, and 4 + 3 + 2 * 4 + 3 * 5 + 3; under a mask two rows of 10 by 10. A group that is one
+    piece sees itself."""
     batch = pack(GROUPS, row_tokens=10)
-    first, second, third = (9 + 10 + 4), (1 + 12), (4 + 3 + 8 + 15 + 3)
-    seen = {0: first + second + third, 5: first + 4**2 + third, 128: 6**2 + 4**2 + 9**2}[short]
+    first, second, third = (9 + 10 + 4), 4**2, (4 + 3 + 8 + 15 + 3)
+    seen = {0: first + second + third, 6: 6**2 + second + third, 128: 6**2 + second + 9**2}[short]
     kernel = piece_attention._kernel  # within our own operator, which the mode does not enter
     with Attended() as piecewise_, torch.no_grad():
         monkeypatch.setattr(

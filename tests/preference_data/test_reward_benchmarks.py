@@ -203,7 +203,7 @@ def test_what_cannot_be_read_at_all_is_said(tmp_path: Path):
         read_benchmark(pair, limit=0)
     with pytest.raises(DataError, match='has no column "subset"'):
         read_benchmark(pair, "rewardbench")
-    with pytest.raises(DataError, match=r"None of the 1 row .* \(empty_prompt 1\); the first: row"):
+    with pytest.raises(DataError, match=r"No row of .* \(empty_prompt 1\); the first: row"):
         read_benchmark(write(tmp_path / "none.jsonl", {**PAIR, "prompt": ""}))
     with pytest.raises(DataError, match=r"There is no file data/none\.jsonl"):
         read_benchmark("data/none.jsonl")
