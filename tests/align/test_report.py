@@ -108,14 +108,15 @@ def test_headline_numbers_and_verdicts(page: Page):
 def test_the_headline_is_of_the_best_policy(tmp_path: Path):
     """Not of the one that the config names first, nor of another judge."""
     folder = make_run(tmp_path)
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    summary["steps"]["evaluate"]["metrics"] = {
+    path = folder / "evaluate/artifact.json"
+    artifact = json.loads(path.read_text(encoding="utf-8"))
+    artifact["metrics"] = {
         "evaluate/reward/win_rate/dpo_vs_sft": 0.99,
         "evaluate/gold/win_rate/dpo_vs_sft": 0.83,
         "evaluate/gold/win_rate/ppo_vs_sft": 0.93,
+        "evaluate/gold/win_rate/ppo_vs_sft_low": 0.9,
     }
-    write_object(path, summary)
+    write_object(path, artifact)
     assert "gold prefers ppo to sft on 93 %" in Page(write_report(folder)).text
 
 
