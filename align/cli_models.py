@@ -99,8 +99,13 @@ def serve_reward(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers in a forward pass, at most.")] = 64,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of a forward pass, unless one answer is longer.")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a forward pass, unless one answer is longer; by default 1024 on a CPU, "
+            "8192 on a GPU.",
+        ),
+    ] = None,
     max_answers: Annotated[int, typer.Option(min=1, help="Answers in a request, at most.")] = 1024,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request, at most.")] = 8 << 20,
     raw: Annotated[

@@ -48,8 +48,9 @@ class TextTrain(Train):
     """Settings of training on text, token after token."""
 
     per_device_train_batch_size: PositiveInt | None = None
-    """Rows of one forward pass on one rank; does not change the result. By default as many as hold
-    1024 tokens on a CPU and 8192 on a GPU, if each is as long as the longest."""
+    """Rows of one forward pass on one rank; does not change the result of one process but for
+    rounding. By default as many as hold 1024 tokens on a CPU and 8192 on a GPU, if each is as long
+    as the longest: where one row is far longer than the others, more may be faster."""
 
     def micro_batch_size(self, world_size: int, longest: int, device: str) -> int:
         """Rows of at most `longest` tokens of one forward pass on one rank, a device of this type.

@@ -33,6 +33,7 @@ from align.config import ConfigError
 from align.score_queue import ScoreQueue
 from preference_data.batches import Group
 from preference_data.counts import counted
+from preference_data.forward_size import tokens_at_once
 from preference_data.sources.carriers.files import bad_character
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class Limits:
 
     max_batch: int = 64
     """Answers of a forward pass."""
-    max_tokens: int = 8192
-    """Tokens of a forward pass, unless one answer has more."""
+    max_tokens: int | None = None
+    """Tokens of a forward pass, unless one answer has more; None: as many as suit the device."""
     max_answers: int = 1024
     """Answers of a request."""
     max_body: int = 8 << 20
@@ -97,11 +98,13 @@ def make_app(
     """The service. Scores are those that a reward step gives to PPO, (raw - mean) / std, unless
     `raw`; where there is a `token`, it is asked for as the bearer token."""
 
+    tokens = limits.max_tokens or tokens_at_once(model.device.type)
+
     def score(groups: Sequence[Group]) -> list[float]:
         found = model.score_groups if raw else model.rewards
-        return found(groups, limits.max_tokens)
+        return found(groups, tokens)
 
-    queue = ScoreQueue(score, limits.max_batch, limits.max_tokens)
+    queue = ScoreQueue(score, limits.max_batch, tokens)
     rendering = threading.Lock()  # a tokenizer is no two threads' at once
 
     def read(answers: Answers) -> list[Group]:

@@ -99,6 +99,10 @@ class RewardModel:
         model = load_scorer(folder, base, base_revision, options)
         return cls(model if device is None else model.to(device), renderer, scoring, head)
 
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
     @classmethod
     def _mean_of(cls, members: Sequence[RewardModel]) -> RewardModel:
         first = members[0]
@@ -221,10 +225,10 @@ class RewardModel:
             key=lambda one: (len(single[one].prompt), single[one].prompt, len(single[one])),
         )
         joined = join_prompts([single[one] for one in order])
-        tokens = tokens_per_forward or tokens_at_once(self._model.device.type)
+        tokens = tokens_per_forward or tokens_at_once(self.device.type)
         found: list[list[float]] = [[] for _ in models]
         for part in tracked(list(split_by_tokens(joined, tokens))):
-            batch = pack([joined[one] for one in part]).to(self._model.device)
+            batch = pack([joined[one] for one in part]).to(self.device)
             for scores, model in zip(found, models, strict=True):
                 scores += model.batch_scores(batch).tolist()
         at = {one: place for place, one in enumerate(order)}

@@ -136,11 +136,17 @@ def _changes(estimator: Estimator, step: str) -> Iterator[_Change]:
 
 
 def _smaller(estimator: Estimator, name: str) -> Iterator[_Change]:
-    """Halves of each size of what the step computes at once, down to the smallest."""
+    """Smaller sizes of what the step computes at once, down to the smallest: halves, or where a
+    size must divide a rank's rows, divisors."""
     step = estimator.config.steps[name]
     sizes: list[tuple[str, int, int]] = []
     if isinstance(step, Pretrain | SFT):
-        sizes.append(("per_device_train_batch_size", estimator.micro_batch_size(step), 1))
+        option = f"steps.{name}.train.per_device_train_batch_size"
+        size = estimator.micro_batch_size(step)
+        for smaller in range(size // 2, 0, -1):
+            if size % smaller == 0:
+                size = smaller
+                yield _set(option, size, str(size))
     elif isinstance(step, Reward | DPO | PPO):
         tokens = estimator.tokens_per_forward(step.train)
         sizes.append(("tokens_per_forward", tokens, SMALLEST))

@@ -26,7 +26,8 @@ QUICKSTART = {
     "policy/approx_kl": "0.0234 0.00912 0.0116 0.14 0.00379 0.0217 0.0341 0.00976 0.00554 0.0117 0.0105 0.00583 0.00246 0.00372 0.00303 0.00185 0.00152 0.00103 0.00362 0.00168 0.00158 0.000626 0.000538 0.00117 0.00148 0.000673 0.000421 0.000179 3.94e-05 9.46e-06",  # noqa: E501
     "train/grad_norm": "5.62 2.73 3.63 1.93 2.19 1.58 0.828 0.838 0.649 0.617 0.748 0.71 0.799 1.04 0.98 0.661 0.567 0.629 0.622 0.631 0.739 0.671 0.424 0.448 0.643 0.527 0.517 0.705 0.464 0.376",  # noqa: E501
 }
-"""Of configs/quickstart.yaml on two cores: 30 iterations of 96 responses of at most 48 tokens."""
+"""Of configs/quickstart.yaml on two cores, with 30 iterations: of 96 responses, at most 48 tokens
+each."""
 Log = list[dict[str, float]]
 
 

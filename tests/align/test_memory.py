@@ -409,6 +409,21 @@ def test_what_is_proposed_fits(folder_of: Callable[..., Path], step: str):
         assert len(set(one.settings)) == len(one.settings) <= 3
 
 
+def test_proposed_rows_of_a_pass_divide_the_batch(folder_of: Callable[..., Path]):
+    """Of 18 rows: 9, 3 and 1, which halves would miss."""
+    only = {"sft": {"kind": "sft", "data": "demonstrations", "train": {"train_batch_size": 18}}}
+    data = {"demonstrations": {"path": "builtin:demonstrations"}}
+    found = replace(estimator(folder_of("llama"), steps=only, data=data, lora=None), on_gpu=True)
+    card = Card("small", found.step("sft").peak.total * 0.8)
+    [rows] = [
+        setting.rpartition("=")[2]
+        for one in alternatives(found, "sft", card)
+        for setting in one.settings
+        if "per_device" in setting
+    ]
+    assert int(rows) in (9, 3, 1)
+
+
 def test_a_proposal_is_what_the_command_line_takes(folder_of: Callable[..., Path]):
     """The estimate with the proposed settings in the configuration is the proposal's."""
     folder = folder_of("llama")

@@ -23,6 +23,7 @@ import uvicorn
 from align.cli import main
 from align.reward_server import Limits, make_app
 from align.score_queue import ScoreQueue
+from preference_data import forward_size
 from preference_data.batches import Group
 from preference_data.records import Prompt
 from reward_models import RewardModel
@@ -209,6 +210,22 @@ class Model:
 
 def groups(*ids: int, length: int = 1) -> list[Group]:
     return [Group((one,) * length, ((9,),)) for one in ids]
+
+
+def test_a_forward_pass_holds_what_suits_the_device(
+    serve: Serve, model: RewardModel, monkeypatch: pytest.MonkeyPatch
+):
+    """One answer at a time where 1 token is read at once, unless the limits say otherwise."""
+    monkeypatch.setattr(forward_size, "ON_CPU", 1)
+    score, passes = model.batch_scores, []
+    monkeypatch.setattr(
+        model, "batch_scores", lambda batch: passes.append(batch.tokens) or score(batch)
+    )
+    body = {"prompts": PROMPTS, "completions": ANSWERS}
+    for limits, count in ((Limits(), 3), (LIMITS, 1)):
+        passes.clear()
+        status, _ = ask(serve(limits), body)
+        assert (status, len(passes)) == (200, count)
 
 
 def test_requests_share_batches_of_a_limited_size():
