@@ -56,12 +56,12 @@ def load_scorer(
 ) -> Any:
     """The model with its adapter, as plain transformers and peft load it.
 
-    In half precision its layers compute as in training, for each way to compute rounds otherwise.
+    Its layers compute as in training, for each way to compute rounds otherwise.
     """
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    from reward_models.folded import HALF, fold
+    from reward_models.folded import fold
 
     if not (folder / "adapter_config.json").is_file():
         return AutoModelForSequenceClassification.from_pretrained(str(folder), **options)
@@ -74,8 +74,7 @@ def load_scorer(
             **options,
         )
     found: Any = PeftModel.from_pretrained(model, str(folder)).get_base_model()
-    if found.dtype in HALF:
-        fold(found)
+    fold(found)
     return found
 
 

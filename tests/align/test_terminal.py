@@ -54,6 +54,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "align.cli", *arguments],
             stdin=keyboard, stdout=keyboard, stderr=keyboard, env=known,
+            # What a shell runs in the background hears no Ctrl-C, and its children neither.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(keyboard)
         self.printed = ""
