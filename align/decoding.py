@@ -18,8 +18,8 @@ class Decoding:
     """The rows that still grow. `logits` [B, V] are of each row's next token, and `states` [B, D]
     what the language head made them of.
 
-    Where a model's attention allows it, the prompts are computed in one row without padding. Then
-    rows end together: their keys and values are padded on the left, which the mask hides.
+    Where a model's attention allows it, the prompts are computed without padding. Then rows end
+    together: their keys and values are padded on the left, which the mask hides.
     """
 
     logits: Tensor
@@ -34,8 +34,9 @@ class Decoding:
         with _head_inputs(model) as given:
             packed = read_prompts(model, prompts)
             if packed is not None:
-                self.logits, self.states = packed.logits, given[0].flatten(0, -2)
-                self._cache = spread(packed.cache, [len(prompt) for prompt in prompts], room)
+                self.logits = packed.logits
+                self.states = torch.cat([states.flatten(0, -2) for states in given])
+                self._cache = spread(packed.caches, [len(prompt) for prompt in prompts], room)
                 return
         self._cache = roomy_cache(model, room)
         self._forward(ids)
@@ -92,11 +93,11 @@ def left_padded(prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _head_inputs(model: Any) -> Iterator[list[Tensor]]:
-    """In it, the list holds the hidden states that the language head was given last."""
+    """In it, the list holds the hidden states that the language head is given, call by call."""
     found: list[Tensor] = []
 
     def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        found[:] = inputs[:1]
+        found.append(inputs[0])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:

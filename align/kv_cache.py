@@ -87,12 +87,13 @@ def roomy_cache(model: Any, capacity: int) -> DynamicCache:
     return cache
 
 
-def spread(packed: DynamicCache, lengths: Sequence[int], capacity: int) -> DynamicCache:
+def spread(packed: Sequence[DynamicCache], lengths: Sequence[int], capacity: int) -> DynamicCache:
     """A cache for `capacity` tokens with a row for each of the sequences that `packed`, whose
-    layers are all plain ones, holds in one row, prompt by prompt."""
+    layers are all plain ones, hold in one row each, prompt by prompt."""
     cache = DynamicCache()
-    for layer in packed.layers:
-        assert isinstance(layer, DynamicLayer) and layer.keys is not None
-        assert layer.values is not None
-        cache.layers.append(RoomyLayer.of(layer.keys, layer.values, lengths, capacity))
+    for parts in zip(*(one.layers for one in packed), strict=True):
+        keys, values = (
+            torch.cat([getattr(part, name) for part in parts], 2) for name in ("keys", "values")
+        )
+        cache.layers.append(RoomyLayer.of(keys, values, lengths, capacity))
     return cache

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from preference_data import piecewise
-from preference_data.batches import UNUSED, PackedBatch
+from preference_data.batches import UNUSED, PackedBatch, split_by_tokens
+from preference_data.forward_size import tokens_at_once
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -67,27 +68,38 @@ class ReadPrompts:
 
     logits: Tensor
     """[U, V] of the token that comes next"""
-    cache: DynamicCache
-    """Keys and values [1, H, N, D] of each layer, prompt by prompt"""
+    caches: list[DynamicCache]
+    """Of each forward pass, the keys and values [1, H, N, D] of each layer, prompt by prompt"""
 
 
 def read_prompts(model: Any, prompts: Sequence[tuple[int, ...]]) -> ReadPrompts | None:
-    """Computes `prompts` in one row of N tokens without padding, each as if it were alone.
+    """Computes `prompts`, each as if it were alone, in rows without padding of as many tokens as
+    suit the device.
 
     None where the model's attention does not go piece by piece: on another device than a CPU, say.
     """
-    with _ONE_AT_A_TIME:
-        return _read_prompts(model, prompts)
+    if not _goes_piecewise(model, model.device, max(map(len, prompts)) - 1):
+        return None
+    logits: list[Tensor] = []
+    caches: list[DynamicCache] = []
+    for part in split_by_tokens(prompts, tokens_at_once(model.device.type)):
+        with _ONE_AT_A_TIME:
+            read = _read_row(model, [prompts[index] for index in part])
+        if read is None:
+            return None
+        logits.append(read[0])
+        caches.append(read[1])
+    return ReadPrompts(torch.cat(logits), caches)
 
 
-def _read_prompts(model: Any, prompts: Sequence[tuple[int, ...]]) -> ReadPrompts | None:
+def _read_row(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, DynamicCache] | None:
+    """Logits [U, V] and the cache of one row."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     sizes = [len(prompt) for prompt in prompts]
     cache = DynamicCache(config=model.config)
-    plain = all(type(layer) is DynamicLayer for layer in cache.layers)
-    if not plain or not _goes_piecewise(model, model.device, max(sizes) - 1):
+    if not all(type(layer) is DynamicLayer for layer in cache.layers):
         return None
     arguments = {
         "input_ids": torch.tensor([[token for prompt in prompts for token in prompt]]),
@@ -103,7 +115,7 @@ def _read_prompts(model: Any, prompts: Sequence[tuple[int, ...]]) -> ReadPrompts
     except piecewise.Lost as lost:
         _without_pieces(model.config.model_type, lost)
         return None
-    return ReadPrompts(output.logits[0], cache)
+    return output.logits[0], cache
 
 
 def window_of(config: Any) -> int | None:

@@ -8,7 +8,7 @@ neither padding nor a repeated prompt is computed. What a token may see is in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, fields
 
 import torch
@@ -220,8 +220,8 @@ def join_prompts(groups: Sequence[Group], tokens: int = 512) -> list[Group]:
     return joined
 
 
-def split_by_tokens(groups: Sequence[Group], tokens: int) -> Iterator[list[int]]:
-    """Indices of consecutive groups that together hold at most `tokens` (or one group)."""
+def split_by_tokens(groups: Sequence[Sized], tokens: int) -> Iterator[list[int]]:
+    """Indices of consecutive groups (or prompts) that together hold at most `tokens` (or one)."""
     part: list[int] = []
     held = 0
     for index, group in enumerate(groups):

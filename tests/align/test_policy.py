@@ -18,6 +18,7 @@ from align.config import ConfigError
 from align.logits import sample_inverse_cdf
 from align.policy import Response, check_positions, load_policy, respond, uniforms
 from align.roles import Roles
+from preference_data import attention
 from preference_data.batches import Group, pack
 from preference_data.rendering import Renderer
 
@@ -253,6 +254,34 @@ def test_samples_of_a_prompt_share_its_forward(roles: Roles, monkeypatch: pytest
         [alone] = sampled(roles, [prompt], draw[None])
         assert response.ids == alone.ids
         assert response.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def test_prompts_are_read_in_passes_that_suit_the_device(
+    roles: Roles, monkeypatch: pytest.MonkeyPatch
+):
+    """At most 5 tokens a pass, or one prompt: of 3 + 1, 8, 4 and 2; values show whose states."""
+    sizes: list[int] = []
+    model = roles.model.get_base_model()
+    draws = uniforms(3, len(PROMPTS), LONGEST)
+
+    def responses() -> list[Response]:
+        with roles.active("policy") as model:
+            return respond(
+                model, PROMPTS, draws, roles.renderer, 1.0, read=lambda states: states[:, 0]
+            )
+
+    whole = responses()
+    monkeypatch.setattr(attention, "tokens_at_once", lambda _: 5)
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    parts = responses()
+    hook.remove()
+    assert sizes[:4] == [4, 8, 4, 2]
+    for one, other in zip(parts, whole, strict=True):
+        assert one.ids == other.ids
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+        assert one.values == pytest.approx(other.values, abs=1e-4)
 
 
 def test_a_merged_adapter_samples_the_same_and_leaves_no_trace(roles: Roles):
