@@ -222,14 +222,19 @@ def join_prompts(groups: Sequence[Group], tokens: int = 512) -> list[Group]:
 
 def split_by_tokens(groups: Sequence[Sized], tokens: int) -> Iterator[list[int]]:
     """Indices of consecutive groups (or prompts) that together hold at most `tokens` (or one)."""
+    return split_by_sizes(list(map(len, groups)), tokens)
+
+
+def split_by_sizes(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices of consecutive sizes whose sum is at most `most` (or of one)."""
     part: list[int] = []
     held = 0
-    for index, group in enumerate(groups):
-        if part and held + len(group) > tokens:
+    for index, size in enumerate(sizes):
+        if part and held + size > most:
             yield part
             part, held = [], 0
         part.append(index)
-        held += len(group)
+        held += size
     if part:
         yield part
 

@@ -20,16 +20,20 @@ _kernel_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_c
 
 
 CAUSAL, TILE = -1, -2
-"""In a layout: a piece that sees itself, as a prompt does or a whole conversation; a group whose
-tokens see what its mask shows."""
+"""In a layout: a piece that sees itself, as a prompt does or a whole conversation; groups whose
+tokens see what their mask shows."""
 
 
-def tile_mask(sizes: Sequence[int]) -> Tensor:
-    """Float32 [n, n] for a prompt and its completions of these sizes: 0 where a token may see
-    another, -inf elsewhere."""
-    branch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    seen = ((branch == 0) | (branch == branch[:, None])).tril()
-    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+def tile_mask(groups: Sequence[Sequence[int]]) -> Tensor:
+    """Float32 [n, n] for groups, each a prompt and its completions of these sizes: 0 where a token
+    may see another, -inf elsewhere."""
+    sizes = torch.tensor([size for group in groups for size in group])
+    numbers = [
+        (place, branch) for place, group in enumerate(groups) for branch in range(len(group))
+    ]
+    group, branch = torch.tensor(numbers).repeat_interleave(sizes, dim=0).T
+    seen = (group == group[:, None]) & ((branch == 0) | (branch == branch[:, None]))
+    return torch.zeros(seen.shape).masked_fill_(~seen.tril_(), float("-inf"))
 
 
 def causal_tail(longest: int, before: int) -> Tensor:

@@ -3,8 +3,8 @@ over the prompt and itself.
 
 A mask says what must not be seen, and no kernel of a CPU skips what it hides: attention over a row
 costs the square of its length. Here every piece costs what it sees, and a row has no unused tokens.
-A prompt and its only completion are one piece. Only a group of few tokens with several completions
-is one under a mask. transformers calls `attend` where a model's attention implementation is NAME.
+A prompt and its only completion are one piece. A group of few tokens is one under a mask, as are
+neighbours of very few. transformers calls `attend` where a model's attention is NAME.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preference_data.batches import UNUSED, PackedBatch
+from preference_data.batches import UNUSED, PackedBatch, split_by_sizes
 from preference_data.piece_attention import (
     CAUSAL,
     TILE,
@@ -30,6 +30,8 @@ NAME = "piecewise"
 SHORT = 128
 """Tokens of a group that is one piece, under a mask: of short pieces each costs more to call for
 than to compute."""
+NEIGHBOURS = 64
+"""Tokens of several groups that are one piece: they would compute little of it alone."""
 FILLERS = [(0, CAUSAL)] * 5
 LEAST = (3, 2)
 """Pieces of no token, and a tail's sizes: a compiler makes a second program for sizes of 0 and 1,
@@ -58,7 +60,7 @@ class Pieces:
     tail: Tensor = field(init=False)
     """What the longest completion sees behind the longest prompt."""
     tiles: Tensor = field(init=False)
-    """Masks of the groups that are one piece."""
+    """Masks of the pieces that are short groups."""
     calls: int = 0
     """Layers that have read it."""
 
@@ -66,13 +68,15 @@ class Pieces:
         rows: list[tuple[int, int]] = []
         masks: list[Tensor] = []
         longest, before = LEAST
-        for prompt, *completions in self._groups():
-            together = prompt + sum(completions)
-            if len(completions) <= 1:
-                rows.append((together, CAUSAL))
-            elif together <= SHORT:
-                rows.append((together, TILE))
-                masks.append(tile_mask([prompt, *completions]).flatten())
+        every = list(self._groups())
+        for part in split_by_sizes([sum(group) for group in every], NEIGHBOURS):
+            groups = [every[index] for index in part]
+            [(prompt, *completions), *others] = groups
+            if not others and len(completions) <= 1:
+                rows.append((sum(groups[0]), CAUSAL))
+            elif others or sum(groups[0]) <= SHORT:
+                masks.append(tile_mask(groups).flatten())
+                rows.append((sum(map(sum, groups)), TILE))
             else:
                 rows += [(prompt, CAUSAL), *((size, len(rows)) for size in completions)]
                 longest, before = max(longest, *completions), max(before, prompt)

@@ -177,8 +177,9 @@ def show(what: str, found: dict[str, float]) -> None:
 @pytest.fixture(params=["piecewise", "masked"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How conversations in one row are kept apart: as on a CPU, where some groups here are one
-    piece, some several, or under a mask as on a GPU."""
+    piece, some several, some one with their neighbours, or under a mask as on a GPU."""
     monkeypatch.setattr(piecewise, "SHORT", 12)
+    monkeypatch.setattr(piecewise, "NEIGHBOURS", 20)
     if request.param == "masked":
         monkeypatch.setattr(attention, "_goes_piecewise", lambda *_: False)
     return request.param

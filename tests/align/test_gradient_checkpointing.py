@@ -61,6 +61,7 @@ BATCH = pack(
 def mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU the first group is three pieces more than a prompt, the second one under a mask."""
     monkeypatch.setattr(piecewise, "SHORT", 8)
+    monkeypatch.setattr(piecewise, "NEIGHBOURS", 8)
 
 
 def model_of(kind: str, settings: Mapping[str, Any], attention: str = "sdpa") -> Any:

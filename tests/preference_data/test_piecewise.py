@@ -25,27 +25,29 @@ GROUPS = [
 ]
 
 
-@pytest.fixture(autouse=True, params=[0, 6, 128])
-def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """No group, one of GROUPS, or all that have several completions are a piece under a mask."""
-    monkeypatch.setattr(piecewise, "SHORT", request.param)
+@pytest.fixture(autouse=True, params=[(0, 0), (6, 0), (128, 0), (0, 10)], ids=str)
+def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """No group, one of GROUPS, or all that have several completions are a piece under a mask, or
+    the two that have 10 tokens together."""
+    monkeypatch.setattr(piecewise, "SHORT", request.param[0])
+    monkeypatch.setattr(piecewise, "NEIGHBOURS", request.param[1])
     return request.param
 
 
-def test_pieces_of_a_batch_by_hand(short: int):
+def test_pieces_of_a_batch_by_hand(limits: tuple[int, int]):
     """The groups have 6, 4 and 9 tokens: in rows of 10 the third has the first row, whose last
     token is unused, and the others fill the second."""
     batch = pack(GROUPS, row_tokens=10)
     used, pieces = pieces_of(batch)
     assert pieces.sizes == [2, 1, 2, 3, 1, 3, 2, 1, 1, 3]
     assert pieces.prompts == [None, 0, 0, 0, 0, None, 5, 5, None, 8]
+    third = [[2, CAUSAL], [1, 0], [2, 0], [3, 0], [1, 0]]
     assert [row for row in pieces.layout.tolist() if row[0]] == {
-        0: [
-            [2, CAUSAL], [1, 0], [2, 0], [3, 0], [1, 0], [3, CAUSAL], [2, 5], [1, 5], [4, CAUSAL],
-        ],
-        6: [[2, CAUSAL], [1, 0], [2, 0], [3, 0], [1, 0], [6, TILE], [4, CAUSAL]],
-        128: [[9, TILE], [6, TILE], [4, CAUSAL]],
-    }[short]  # fmt: skip
+        (0, 0): [*third, [3, CAUSAL], [2, 5], [1, 5], [4, CAUSAL]],
+        (6, 0): [*third, [6, TILE], [4, CAUSAL]],
+        (128, 0): [[9, TILE], [6, TILE], [4, CAUSAL]],
+        (0, 10): [*third, [10, TILE]],
+    }[limits]
     assert batch.input_ids.flatten()[used].tolist() == [
         15, 16, 17, 18, 19, 20, 21, 22, 17, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
     ]  # fmt: skip
@@ -53,10 +55,18 @@ def test_pieces_of_a_batch_by_hand(short: int):
 
 
 def test_a_tile_by_hand():
-    """A prompt of two tokens, and completions of two and of one."""
-    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
-    assert (tile_mask([2, 2, 1]) == 0).int().tolist() == seen
-    assert set(tile_mask([2, 2, 1]).flatten().tolist()) == {0.0, float("-inf")}
+    """A prompt of two tokens with completions of two and of one, then one of one with one."""
+    mask = tile_mask([[2, 2, 1], [1, 1]])
+    assert (mask == 0).int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+    assert set(mask.flatten().tolist()) == {0.0, float("-inf")}
 
 
 @pytest.mark.parametrize("shared", [1, 3])
@@ -179,14 +189,17 @@ def states(model: Any, batch: PackedBatch) -> Tensor:
 
 
 def test_no_unused_token_is_computed_and_nobody_looks_at_other_groups(
-    llama: Any, monkeypatch: pytest.MonkeyPatch, short: int
+    llama: Any, monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int]
 ):
     """A layer's pairs: of the groups 9 + 2 * 5 + 1 * 4 (3 queries see 3 keys, 2 see 5, 1 sees 4),
-    4 * 4, and 4 + 3 + 2 * 4 + 3 * 5 + 3; under a mask two rows of 10 by 10. A group that is one
-    piece sees itself."""
+    4 * 4, and 4 + 3 + 2 * 4 + 3 * 5 + 3; under a mask two rows of 10 by 10. A piece of whole
+    groups sees itself."""
     batch = pack(GROUPS, row_tokens=10)
     first, second, third = (9 + 10 + 4), 4**2, (4 + 3 + 8 + 15 + 3)
-    seen = {0: first + second + third, 6: 6**2 + second + third, 128: 6**2 + second + 9**2}[short]
+    seen = {
+        (0, 0): first + second + third, (6, 0): 6**2 + second + third,
+        (128, 0): 6**2 + second + 9**2, (0, 10): 10**2 + third,
+    }[limits]  # fmt: skip
     kernel = piece_attention._kernel  # within our own operator, which the mode does not enter
     with Attended() as piecewise_, torch.no_grad():
         monkeypatch.setattr(
