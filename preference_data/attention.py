@@ -78,17 +78,17 @@ def read_prompts(model: Any, prompts: Sequence[tuple[int, ...]]) -> ReadPrompts 
 
     None where the model's attention does not go piece by piece: on another device than a CPU, say.
     """
-    if not _goes_piecewise(model, model.device, max(map(len, prompts)) - 1):
-        return None
-    logits: list[Tensor] = []
-    caches: list[DynamicCache] = []
-    for part in split_by_tokens(prompts, tokens_at_once(model.device.type)):
-        with _ONE_AT_A_TIME:
-            read = _read_row(model, [prompts[index] for index in part])
-        if read is None:
+    with _ONE_AT_A_TIME:
+        if not _goes_piecewise(model, model.device, max(map(len, prompts)) - 1):
             return None
-        logits.append(read[0])
-        caches.append(read[1])
+        logits: list[Tensor] = []
+        caches: list[DynamicCache] = []
+        for part in split_by_tokens(prompts, tokens_at_once(model.device.type)):
+            read = _read_row(model, [prompts[index] for index in part])
+            if read is None:
+                return None
+            logits.append(read[0])
+            caches.append(read[1])
     return ReadPrompts(torch.cat(logits), caches)
 
 
