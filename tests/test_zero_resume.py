@@ -74,8 +74,9 @@ def state_of(training: Training) -> dict[str, Tensor]:
 def one_rank(kind: str, base: str, folder: str) -> None:
     """Writes, for each stage, the states after two and four steps, after four with a restart after
     the second, and after a restart from a process without DeepSpeed."""
-    for stage in STAGES:
-        engine = Engine(deepspeed=str(ROOT / "configs" / "deepspeed" / f"zero{stage}.json"))
+    shipped = ROOT / "configs" / "deepspeed"
+    engines = [Engine(deepspeed=str(shipped / f"zero{stage}.json")) for stage in STAGES]
+    for stage, engine in zip(STAGES, engines, strict=True):
         start = Path(folder, f"{stage}_")
         training = training_of(kind, base, engine)
         take_steps(training, engine)
@@ -90,7 +91,7 @@ def one_rank(kind: str, base: str, folder: str) -> None:
             take_steps(training, engine)
             write(training, f"{start}{name}")
             training.close()
-    engine.close()
+    engines[0].close()  # it has joined the process group, and watches the other rank
 
 
 def write(training: Training, path: str) -> None:
